@@ -1,0 +1,77 @@
+"""What a route may ask for: the transaction, the catalogue, and the service they belong to.
+
+`Tx` is the only commit of the API. It is function-scoped: FastAPI ends it before the answer leaves, so that an answer
+never claims what the database then refuses.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.api.hub_models import HubModels
+from app.api.metrics import Metrics
+from app.catalog import Catalog
+from app.settings import Settings
+from app.storage import db
+from app.storage.inventory import Freshness
+
+
+@dataclass(slots=True)
+class Service:
+    """All that one application holds: made once by `app.main`, found by routes through their parameters."""
+
+    settings: Settings
+    catalog: Catalog
+    engine: Engine
+    sessions: sessionmaker[Session]
+    metrics: Metrics
+
+    needs_tokens: bool
+    """False only while local mode may be on; see `app.api.auth`. Tokens are never deleted, so once true it stays so."""
+
+    hub: HubModels | None = None
+    """Where models are looked up that the catalogue does not have; None when no hub is set."""
+
+    is_draining: bool = False
+    """Set when the process is about to stop: readiness turns false while requests are still answered."""
+
+    def freshness(self) -> Freshness:
+        """By what the status of a node is told, now."""
+        return Freshness(
+            now=datetime.now(UTC),
+            stale_seconds=self.settings.node_stale_seconds,
+            offline_seconds=self.settings.node_offline_seconds,
+        )
+
+
+def service_of(request: Request) -> Service:
+    """The service that a request came to."""
+    return cast("Service", request.app.state.service)
+
+
+def _tx(request: Request) -> Iterator[Session]:
+    with db.transaction(service_of(request).sessions) as session:
+        yield session
+
+
+async def _service(request: Request) -> Service:
+    return service_of(request)  # async, as is the next: to look something up is not worth a thread
+
+
+async def _catalog(request: Request) -> Catalog:
+    return service_of(request).catalog
+
+
+async def _hub(request: Request) -> HubModels | None:
+    return service_of(request).hub
+
+
+ServiceDep = Annotated[Service, Depends(_service)]
+CatalogDep = Annotated[Catalog, Depends(_catalog)]
+HubDep = Annotated[HubModels | None, Depends(_hub)]
+Tx = Annotated[Session, Depends(_tx, scope="function")]

@@ -1,0 +1,64 @@
+"""Requests shown in the OpenAPI document. A test sends each of them; all work as they stand."""
+
+from typing import Any
+
+LLAMA_CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+    "vocab_size": 128256,
+}
+
+EIGHT_H100S: dict[str, Any] = {
+    "model": {"id": "meta-llama/Llama-3.1-8B"},
+    "training": {"precision": "bf16-mixed", "micro_batch_size": 1, "sequence_length": 4096},
+    "parallelism": {"data_parallel_size": 8, "zero_stage": 3},
+    "hardware": {"gpu": "h100-sxm-80gb", "gpus_per_node": 8, "nodes": 1},
+}
+
+MEMORY: dict[str, Any] = {
+    "sharded": {"summary": "Llama-3.1-8B, fully sharded over eight H100s", "value": EIGHT_H100S},
+    "config": {
+        "summary": "Any config.json, on one GPU, with recomputation",
+        "value": {
+            "model": {"config": LLAMA_CONFIG},
+            "training": {"micro_batch_size": 2, "sequence_length": 2048, "recompute": "full"},
+            "hardware": {"gpu": "h200-sxm-141gb"},
+        },
+    },
+    "zero": {
+        "summary": "The ZeRO paper's 7.5 billion parameters on 64 GPUs",
+        "value": {
+            "model": {"parameters": 7_500_000_000},
+            "training": {"framework": "deepspeed", "precision": "fp16-mixed"},
+            "parallelism": {"data_parallel_size": 64, "zero_stage": 2},
+        },
+    },
+    "rule_of_thumb": {
+        "summary": "24 bytes a parameter",
+        "value": {"model": {"parameters": 1_000_000_000}, "estimator": "rule_of_thumb"},
+    },
+}
+
+INSPECT: dict[str, Any] = {
+    "id": {"summary": "A model of the catalogue", "value": {"model": {"id": "Qwen/Qwen2.5-7B"}}},
+    "config": {"summary": "A config.json", "value": {"model": {"config": LLAMA_CONFIG}}},
+    "experts": {
+        "summary": "A mixture of experts: what a token meets beside what is held",
+        "value": {"model": {"id": "mistralai/Mixtral-8x7B-v0.1"}},
+    },
+    "encoder_decoder": {
+        "summary": "An encoder and a decoder, whose embeddings are one tensor",
+        "value": {"model": {"id": "google-t5/t5-base"}},
+    },
+    "adapters": {
+        "summary": "Adapters of rank 16 beside all linear layers",
+        "value": {"model": {"id": "Qwen/Qwen2.5-7B"}, "lora": {"rank": 16, "target_modules": "all-linear"}},
+    },
+}

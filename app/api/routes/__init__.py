@@ -1,0 +1,1 @@
+"""One module per path prefix. Each has a `router` that `app.main` includes."""

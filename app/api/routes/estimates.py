@@ -1,0 +1,34 @@
+"""`/v1/estimates`: what a training job needs."""
+
+from typing import Annotated
+
+from fastapi import Body
+
+from app.api import examples
+from app.api.answers import shown_with
+from app.api.auth import Viewer
+from app.api.deps import CatalogDep, HubDep
+from app.api.requests import MemoryRequest, find_in_hub, resolve_memory
+from app.api.routing import v1_router
+from app.planning import memory
+from app.planning.memory import MemoryEstimate
+
+router = v1_router("estimates")
+
+
+@router.post("/estimates/memory", summary="Estimate memory per GPU", operation_id="estimateMemory")
+@shown_with(request=MemoryRequest.model_validate(examples.EIGHT_H100S), hub=None)
+def estimate_memory(
+    request: Annotated[MemoryRequest, Body(openapi_examples=examples.MEMORY)],
+    catalog: CatalogDep,
+    hub: HubDep,
+    _: Viewer,
+) -> MemoryEstimate:
+    """What each GPU of a training job holds at its peak: component by component, each with its formula and source.
+
+    `total_bytes` is the expected reading of nvidia-smi, without `framework_bytes` that of
+    `torch.cuda.max_memory_allocated`; `fits` is judged by `upper_bound_bytes`. Every formula gives its bytes when
+    evaluated with the answer's `sizes`.
+    """
+    found = find_in_hub(request.model, catalog, hub)
+    return memory.estimate(resolve_memory(request, catalog, found))

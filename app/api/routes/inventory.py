@@ -1,0 +1,136 @@
+"""The live fleet: agents report, planners look."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import Body, Path, Query
+
+from app.api.answers import documented
+from app.api.auth import Agent, Viewer
+from app.api.deps import CatalogDep, ServiceDep, Tx
+from app.api.inventory_views import (
+    GPU_EXAMPLE,
+    NODE_EXAMPLE,
+    REPORT_EXAMPLES,
+    GpuQuery,
+    GpuView,
+    NodeQuery,
+    NodeView,
+    Receipt,
+)
+from app.api.paging import Page, decode, encode
+from app.api.problems import raises
+from app.api.routing import v1_router
+from app.catalog import Catalog
+from app.errors import Fault, Forbidden, NotFound, UnknownName
+from app.storage import inventory
+from app.storage.inventory import GpuFilter, GpuKey
+from app.telemetry import ReportBatch
+
+router = v1_router("inventory")
+
+
+@router.post(
+    "/agent/reports",
+    operation_id="reportNodes",
+    summary="Report nodes",
+    responses={200: documented({"accepted": 1, "duplicates": 0}, "The reports are stored.")},
+)
+def report_nodes(
+    body: Annotated[ReportBatch, Body(openapi_examples=REPORT_EXAMPLES)], principal: Agent, tx: Tx, service: ServiceDep
+) -> Receipt:
+    """Store what an agent has read. The answer comes once everything is stored; before it, an agent forgets nothing.
+
+    A report is known by node, boot and sequence, and stored once however often it is sent. A token made for one node
+    reports for that node only.
+    """
+    if principal.node is not None:
+        strangers = {report.node.name for report in body.reports} - {principal.node}
+        if strangers:
+            raise Forbidden(f"this token reports for node {principal.node} only, not for {min(strangers)}")
+    recorded = inventory.record(tx, body, received_at=datetime.now(UTC))
+    service.metrics.reports.labels("accepted").inc(recorded.accepted)
+    service.metrics.reports.labels("duplicate").inc(recorded.duplicates)
+    return Receipt(accepted=recorded.accepted, duplicates=recorded.duplicates)
+
+
+@router.get(
+    "/nodes",
+    operation_id="listNodes",
+    summary="List nodes",
+    responses={200: documented({"items": [NODE_EXAMPLE], "next_cursor": None}, "Nodes by name.")},
+)
+def list_nodes(query: Annotated[NodeQuery, Query()], _: Viewer, tx: Tx, service: ServiceDep) -> Page[NodeView]:
+    """Every node that ever reported, by name."""
+    filters = query.filters()
+    found = inventory.list_nodes(
+        tx,
+        freshness=service.freshness(),
+        limit=query.limit,
+        after=None if query.cursor is None else decode(query.cursor, "nodes", filters)[0],
+        pool=query.pool,
+        statuses=query.status or None,
+    )
+    cursor = None if found.next_key is None else encode([found.next_key], "nodes", filters)
+    return Page(items=[NodeView.of(node) for node in found.items], next_cursor=cursor)
+
+
+@router.get(
+    "/nodes/{node_id}",
+    operation_id="getNode",
+    summary="Read a node",
+    responses={200: documented(NODE_EXAMPLE, "The node as its newest report describes it."), **raises(NotFound)},
+)
+def get_node(
+    node_id: Annotated[int, Path(ge=1, le=2**63 - 1, description="The node's id.", examples=[1])],
+    _: Viewer,
+    tx: Tx,
+    service: ServiceDep,
+) -> NodeView:
+    """One node, as its newest report describes it."""
+    return NodeView.of(inventory.get_node(tx, node_id, freshness=service.freshness()))
+
+
+@router.get(
+    "/inventory/gpus",
+    operation_id="listInventoryGpus",
+    summary="List the fleet's GPUs",
+    responses={
+        200: documented({"items": [GPU_EXAMPLE], "next_cursor": None}, "GPUs by node and index."),
+        **raises(UnknownName),
+    },
+)
+def list_inventory_gpus(
+    query: Annotated[GpuQuery, Query()], _: Viewer, tx: Tx, catalog: CatalogDep, service: ServiceDep
+) -> Page[GpuView]:
+    """The GPUs of the fleet as the agents last reported them, by node and index."""
+    filters = query.filters()
+    after = None if query.cursor is None else GpuKey(*decode(query.cursor, "gpus", filters))
+    wanted = GpuFilter(
+        pool=query.pool,
+        names=_names(query, catalog),
+        min_free_bytes=query.min_free_bytes,
+        statuses=query.status or None,
+        node=query.node,
+        include_absent=query.include_absent,
+    )
+    found = inventory.list_gpus(tx, wanted, freshness=service.freshness(), limit=query.limit, after=after)
+    cursor = None if found.next_key is None else encode(list(found.next_key), "gpus", filters)
+    items = [GpuView.of(gpu, _keys(gpu.reading.name, catalog)) for gpu in found.items]
+    return Page(items=items, next_cursor=cursor)
+
+
+def _names(query: GpuQuery, catalog: Catalog) -> set[str] | None:
+    """The driver's names of the cards that are wanted; None for all."""
+    names = None if query.name is None else {query.name}
+    if query.gpu is None:
+        return names
+    try:
+        known = set(catalog.gpu(query.gpu).nvml_names)
+    except UnknownName as error:
+        raise UnknownName(error.detail, errors=(Fault(detail=error.detail, parameter="gpu"),)) from None
+    return known if names is None else known & names
+
+
+def _keys(name: str | None, catalog: Catalog) -> list[str]:
+    return [] if name is None else [gpu.key for gpu in catalog.gpus_with_nvml_name(name)]

@@ -1,0 +1,59 @@
+"""ModernBERT as a decoder: the encoder's blocks with separate query, key and value, and its head over all positions.
+
+Source: transformers modeling_modernbert_decoder.py.
+"""
+
+from app.planning.families.decoder import Attention, Block, Dense
+from app.planning.families.encoder import EncoderLayout, forward
+from app.planning.families.family import Family, Shapes
+from app.planning.families.fields import Fields
+from app.planning.families.read import Defaults, decoder_sizes, uniform_heads
+from app.planning.modules import Norm
+
+DEFAULTS = Defaults(50368, 768, 22, 12, 8192, intermediate_size=1152)
+MODULES = (
+    ("self_attn", "attn"),
+    ("self_attn.o_proj", "Wo"),
+    ("gate_up_proj", "Wi"),
+    ("mlp.down_proj", "Wo"),
+    ("transform", "lm_head.dense"),
+    ("lm_head", "decoder"),
+)
+
+
+def read_modernbert_decoder(fields: Fields) -> Shapes:
+    """ModernBERT decoder: norms without bias unless said otherwise, none before the first attention."""
+    sizes = decoder_sizes(fields, DEFAULTS)
+    uniform_heads(fields, sizes)
+    fields.ignore("norm_eps", "initializer_cutoff_factor", "local_attention", "global_attn_every_n_layers")
+    fields.ignore("global_rope_theta", "local_rope_theta", "classifier_dropout", "classifier_pooling", "mlp_dropout")
+    fields.ignore("deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index", "reference_compile")
+    fields.ignore("position_embedding_type", "repad_logits_with_grad")
+    kind: Norm = "layer" if fields.flag("norm_bias", default=False) else "layer-no-bias"
+    bias = fields.flag("attention_bias", default=False)
+    dropout = fields.probability("attention_dropout", default=0.0)
+    attention = Attention(grouped=False, bias=bias, output_bias=bias, dropout=dropout)
+    gelu = fields.activation("hidden_activation", default="gelu")
+    dense = Dense(activation=gelu, bias=fields.flag("mlp_bias", default=False), joint=True)
+    sizes["num_first_layers"] = 1
+    sizes["num_later_layers"] = sizes["num_hidden_layers"] - 1
+    first = Block(attention, dense, repeats="num_first_layers", norm=kind, first=True)
+    later = Block(attention, dense, repeats="num_later_layers", norm=kind)
+    layout = EncoderLayout(
+        (first, later) if sizes["num_later_layers"] else (first,),
+        tied=fields.flag("tie_word_embeddings", default=True),
+        norm=kind,
+        head_activation=fields.activation("classifier_activation", default="gelu"),
+        positions=False,
+        rotary=True,
+        final_norm=True,
+        head_bias=fields.flag("decoder_bias", default=True),
+        head_dense_bias=fields.flag("classifier_bias", default=False),
+        dropout=fields.probability("embedding_dropout", default=0.0),
+    )
+    return Shapes(layout, sizes, sizes["max_position_embeddings"])
+
+
+MODERNBERT_DECODER = Family(
+    "modernbert-decoder", "ModernBertDecoderForCausalLM", read_modernbert_decoder, forward, module_names=MODULES
+)

@@ -1,0 +1,129 @@
+"""Where each formula comes from. A memory component cannot be built without one of these."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A paper, a data sheet, or a file of a framework. `where` says what to look at inside; `url` leads there."""
+
+    title: str
+    where: str
+    url: str
+
+
+TENSOR_SIZE = Source(
+    title="PyTorch tensor storage",
+    where="numel() × element_size(), summed over the tensors of the model class",
+    url="https://docs.pytorch.org/docs/stable/tensor_attributes.html",
+)
+AUTOGRAD = Source(
+    title="PyTorch autograd mechanics",
+    where="Saved tensors: what each operator keeps between forward and backward",
+    url="https://docs.pytorch.org/docs/stable/notes/autograd.html#saved-tensors",
+)
+AUTOCAST = Source(
+    title="PyTorch automatic mixed precision",
+    where="torch.autocast: weights stay FP32, each is cast once per forward and the cast is kept for backward",
+    url="https://docs.pytorch.org/docs/stable/amp.html",
+)
+CHECKPOINT = Source(
+    title="Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost",
+    where="Section 3: keep each block's input, recompute the rest in backward",
+    url="https://arxiv.org/abs/1604.06174",
+)
+MEGATRON_ACTIVATIONS = Source(
+    title="Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models",
+    where="Section 4, equation 1, operator by operator, with gated MLPs, grouped heads and fused kernels",
+    url="https://arxiv.org/abs/2205.05198",
+)
+FLASH_ATTENTION = Source(
+    title="Dao et al. 2022, FlashAttention",
+    where="Algorithm 1: query, key, value, output and the log-sum-exp are kept; the score matrix never exists",
+    url="https://arxiv.org/abs/2205.14135",
+)
+ZERO = Source(
+    title="Rajbhandari et al. 2019, ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",
+    where="Section 5, figure 1: 2Ψ + 2Ψ + KΨ, and what each stage divides by the data-parallel degree",
+    url="https://arxiv.org/abs/1910.02054",
+)
+DEEPSPEED_CONFIG = Source(
+    title="DeepSpeed ZeRO configuration",
+    where=(
+        "deepspeed/runtime/zero/config.py: reduce_bucket_size, stage3_prefetch_bucket_size, stage3_max_live_parameters"
+    ),
+    url="https://github.com/deepspeedai/DeepSpeed/blob/master/deepspeed/runtime/zero/config.py",
+)
+DEEPSPEED_STEP = Source(
+    title="DeepSpeed ZeRO optimizer step",
+    where="deepspeed/runtime/zero/stage_1_and_2.py, step(): FP32 gradients of the partition are made at the update",
+    url="https://github.com/deepspeedai/DeepSpeed/blob/master/deepspeed/runtime/zero/stage_1_and_2.py",
+)
+DDP = Source(
+    title="PyTorch DistributedDataParallel",
+    where="gradient_as_bucket_view=False (the default): communication buckets hold a second copy of all gradients",
+    url="https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html",
+)
+FSDP = Source(
+    title="PyTorch FSDP2",
+    where=(
+        "torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py: unsharded parameters, prefetch and reduce-scatter "
+        "input"
+    ),
+    url="https://github.com/pytorch/pytorch/blob/main/torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py",
+)
+MEGATRON_OPTIMIZER = Source(
+    title="Megatron-LM distributed optimizer",
+    where="docs/user-guide/features/dist_optimizer.md: bytes per parameter by data type, 6 + 12/d for BF16",
+    url="https://github.com/NVIDIA/Megatron-LM/blob/main/docs/user-guide/features/dist_optimizer.md",
+)
+TORCH_OPTIM = Source(
+    title="PyTorch optimizers",
+    where="torch/optim: the state of each parameter, and the scratch that foreach makes in step()",
+    url="https://docs.pytorch.org/docs/stable/optim.html",
+)
+LION = Source(
+    title="Chen et al. 2023, Symbolic Discovery of Optimization Algorithms",
+    where="Algorithm 2: one momentum per parameter",
+    url="https://arxiv.org/abs/2302.06675",
+)
+CROSS_ENTROPY = Source(
+    title="PyTorch cross entropy as Hugging Face calls it",
+    where=(
+        "transformers loss_utils.py: logits to FP32, log_softmax kept, its gradient and the loss gradient in backward"
+    ),
+    url="https://github.com/huggingface/transformers/blob/main/src/transformers/loss/loss_utils.py",
+)
+FUSED_CROSS_ENTROPY = Source(
+    title="Hsu et al. 2024, Liger Kernel",
+    where="Section 3.2, FusedLinearCrossEntropy: the hidden states are cut into chunks of about hidden/vocabulary",
+    url="https://arxiv.org/abs/2410.10989",
+)
+CUDA_CONTEXT = Source(
+    title="CUDA context on data-centre GPUs, driver 590",
+    where="nvidia-smi captures: 518 MiB at 132 SMs, 248 at 60, 146 at 32, which is 26 + 3.73 MiB per SM",
+    url="https://docs.nvidia.com/cuda/cuda-c-best-practices-guide/",
+)
+CUBLAS_WORKSPACE = Source(
+    title="PyTorch cuBLAS workspaces",
+    where="CUBLAS_WORKSPACE_CONFIG: 4096 KiB × 2 plus 16 KiB × 8 per handle and stream, 32 MiB on Hopper",
+    url="https://docs.pytorch.org/docs/stable/notes/cuda.html#cublas-workspaces",
+)
+NCCL_BUFFERS = Source(
+    title="NCCL communicator buffers",
+    where="4 MiB (Simple) + 4.6875 MiB (LL128) + 0.5 MiB (LL) per channel and connection",
+    url="https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-buffsize",
+)
+ALLOCATOR = Source(
+    title="PyTorch CUDA caching allocator",
+    where="reserved over allocated: 1.05 in the median of Megatron runs on B200 (SimuMax validation)",
+    url="https://docs.pytorch.org/docs/stable/notes/cuda.html#memory-management",
+)
+RULE_OF_THUMB = Source(
+    title="The 24 bytes rule",
+    where=(
+        "FP32 training: 4 weights + 8 Adam states + 4 gradients + 8 activations and temporary memory, six times the "
+        "weights"
+    ),
+    url="https://huggingface.co/docs/transformers/model_memory_anatomy",
+)

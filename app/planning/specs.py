@@ -1,0 +1,187 @@
+"""The vocabulary of a plan: how to train, split over what, on which hardware.
+
+Frozen and strict: unknown fields, numbers in strings and booleans for integers are refused, so that a misspelt knob is
+never ignored. Field names follow Megatron, DeepSpeed, PyTorch and Hugging Face. Used as they are by the API, the
+command line and stored plans.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, StringConstraints, computed_field
+
+from app.units import MIB
+
+Framework = Literal["transformers", "deepspeed", "megatron", "torchtitan"]
+FloatFormat = Literal["fp32", "bf16", "fp16"]
+PrecisionPreset = Literal["bf16-mixed", "fp16-mixed", "fp32", "bf16", "fp16", "int8", "fp8"]
+Optimizer = Literal["adamw", "adam", "sgd", "sgd-momentum", "lion"]
+OptimizerImplementation = Literal["foreach", "fused", "for-loop"]
+Recompute = Literal["none", "selective", "full"]
+Attention = Literal["flash", "sdpa", "eager"]
+Estimator = Literal["detailed", "rule_of_thumb"]
+
+LARGEST_COUNT = 2**40
+"""No count in a request may be larger: far beyond any machine, and small enough that every product stays an exact
+int64.
+"""
+
+ASSUMED_RESERVED_BYTES = 640 * MIB
+"""Driver reserve where no reading is published: a little above the largest seen on a card without one, 614 MiB on
+H200.
+"""
+
+Count = Annotated[StrictInt, Field(ge=1, le=LARGEST_COUNT)]
+Degree = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
+Name = Annotated[StrictStr, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
+LayerName = Annotated[StrictStr, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,100}$")]
+LayerNames = Annotated[tuple[LayerName, ...], Field(min_length=1, max_length=100)]
+
+
+class Spec(BaseModel):
+    """What every part of a request shares: frozen, and no field that is not described here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Precision(Spec):
+    """Which format each part of the training state has, where no preset says it."""
+
+    compute: FloatFormat
+    """Format of matrix products and of what they save for backward."""
+    parameters: FloatFormat
+    """Format the weights are kept in between steps."""
+    gradients: FloatFormat
+    """Format the gradients are kept in."""
+    master_weights: Literal["fp32"] | None = None
+    """A second, FP32 copy of the weights that the optimizer updates; null for none."""
+    optimizer_states: FloatFormat = "fp32"
+    """Format of the optimizer's states."""
+
+
+class Lora(Spec):
+    """Low-rank adapters, as PEFT's `LoraConfig` describes them."""
+
+    rank: Annotated[StrictInt, Field(ge=1, le=65_536)] = 8
+    """Rank of each adapter."""
+    target_modules: Literal["all-linear"] | LayerNames | None = None
+    """Layers that get an adapter, by the last part of their name, or `all-linear`. Default: PEFT's for the model."""
+
+
+class Training(Spec):
+    """How the model is trained. Everything left out is decided by the framework's own default and said in
+    `assumptions`.
+    """
+
+    method: Literal["full"] = "full"
+    """What is trained: all weights."""
+    precision: PrecisionPreset | Precision | None = None
+    """A preset, or the format of each part. Default `bf16-mixed`; `fp32` for the rule of thumb, which also knows
+    `int8` and `fp8`.
+    """
+    optimizer: Optimizer = "adamw"
+    """The optimizer; it decides how many states a parameter has."""
+    optimizer_implementation: OptimizerImplementation = "foreach"
+    """PyTorch's implementation of the step; `foreach` needs scratch memory of the size of the gradients, `fused` none.
+    """
+    micro_batch_size: Annotated[StrictInt, Field(ge=1, le=2**20)] = 1
+    """Sequences that one rank takes through forward and backward at once."""
+    global_batch_size: Annotated[StrictInt, Field(ge=1, le=2**30)] | None = None
+    """Sequences per optimizer step over all ranks: micro batch × data-parallel ranks × accumulation steps."""
+    gradient_accumulation_steps: Annotated[StrictInt, Field(ge=1, le=2**20)] | None = None
+    """Micro batches per optimizer step; follows from the batch sizes when `global_batch_size` is given."""
+    target_sequence_length: Annotated[StrictInt, Field(ge=1, le=2**26)] | None = None
+    """Tokens per target sequence of an encoder-decoder model. Default: as many as `sequence_length`."""
+    sequence_length: Annotated[StrictInt, Field(ge=1, le=2**26)] | None = None
+    """Tokens per sequence; of an encoder-decoder model, per source sequence. Default 2,048, or the longest the model
+    takes if that is shorter.
+    """
+    recompute: Recompute = "none"
+    """Activations made again in backward instead of kept: none, the attention core (`selective`), or each block
+    (`full`).
+    """
+    attention: Attention | None = None
+    """Attention implementation. Default `flash` in 16 bit; `sdpa` in FP32, where flash attention does not exist."""
+    framework: Framework = "transformers"
+    """Whose code trains: it decides which copies of weights and gradients exist, and what a layer saves for backward.
+    """
+    fused_cross_entropy: StrictBool = False
+    """A loss that never holds the logits of all tokens at once (Liger, cut cross-entropy)."""
+
+
+class Parallelism(Spec):
+    """How the job is split. Ranks = data × tensor × pipeline × context."""
+
+    data_parallel_size: Degree = 1
+    """Replicas, or shards of the model states, that see different data."""
+    zero_stage: Annotated[StrictInt, Field(ge=0, le=3)] = 0
+    """What data-parallel ranks shard: 0 nothing (DDP), 1 optimizer states, 2 gradients too, 3 weights too (FSDP)."""
+    tensor_parallel_size: Degree = 1
+    """Ranks that split each layer's matrices."""
+    sequence_parallel: StrictBool = False
+    """Megatron sequence parallelism: norms and dropouts split over the tensor-parallel ranks."""
+    pipeline_parallel_size: Degree = 1
+    """Ranks that split the layers into stages."""
+    context_parallel_size: Degree = 1
+    """Ranks that split the sequence."""
+    expert_parallel_size: Degree = 1
+    """Ranks that split the experts of a mixture-of-experts model."""
+
+    @property
+    def ranks(self) -> int:
+        """GPUs the layout needs."""
+        return (
+            self.data_parallel_size
+            * self.tensor_parallel_size
+            * self.pipeline_parallel_size
+            * self.context_parallel_size
+        )
+
+
+class Gpu(Spec):
+    """A GPU as the driver reports it: one row of the catalogue."""
+
+    key: Name
+    """Catalogue key, such as `h100-sxm-80gb`."""
+    name: Name
+    """Name for people."""
+    nvml_names: tuple[Name, ...]
+    """Exact names NVML gives this card; matched whole, never in part."""
+    architecture: Name
+    """NVIDIA architecture, such as `Hopper`."""
+    compute_capability: Name
+    """CUDA compute capability, such as `9.0`."""
+    memory_bytes: Count
+    """Total memory as NVML reports it, which is what a job can see at most."""
+    reserved_bytes: Annotated[StrictInt, Field(ge=0)] | None
+    """Memory the driver keeps for itself; CUDA sees total − reserved. Null where no reading is known."""
+    streaming_multiprocessors: Count | None
+    """Number of SMs; the size of a CUDA context follows it."""
+    memory_bandwidth_bytes_per_second: float | None
+    """Peak memory bandwidth."""
+    dense_flops_per_second: dict[str, float]
+    """Peak dense rate by format, without sparsity."""
+    nvlink_bytes_per_second_per_direction: float | None
+    """NVLink bandwidth of the card, one direction; null for none."""
+    thermal_design_power_watts: Annotated[StrictInt, Field(ge=1)] | None
+    """Power limit the card ships with."""
+    source: Annotated[StrictStr, StringConstraints(min_length=1)]
+    """Where the figures come from."""
+    notes: str | None
+    """What a planner should know about this card."""
+
+    @computed_field  # type: ignore[prop-decorator] # mypy does not know a property may be decorated
+    @property
+    def usable_bytes(self) -> int:
+        """What CUDA can give out: total minus what the driver reserves, or minus 640 MiB where no reading is known."""
+        return self.memory_bytes - (ASSUMED_RESERVED_BYTES if self.reserved_bytes is None else self.reserved_bytes)
+
+
+class Hardware(Spec):
+    """GPUs of one kind, by catalogue key. Without counts, as many GPUs are assumed as the layout needs."""
+
+    gpu: Name
+    """Key of the catalogue (`GET /v1/gpus`)."""
+    gpus_per_node: Degree | None = None
+    """GPUs in one node."""
+    nodes: Degree | None = None
+    """Number of nodes; 1 when only `gpus_per_node` is given."""

@@ -1,0 +1,1 @@
+"""Number formats and what they cost. Pure, like `app.planning`."""

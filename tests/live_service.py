@@ -1,0 +1,93 @@
+"""A real service on a real port over a real PostgreSQL, for tests to talk to."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from sqlalchemy import text
+
+from app.api.auth import Role, Viewer
+from app.api.deps import Service, Tx
+from app.api.routing import v1_router
+from app.serve import server_config
+from app.settings import Settings
+from app.storage import db, tokens
+from app.storage.tables import metadata
+
+LLAMA = {"id": "meta-llama/Llama-3.1-8B"}
+PLAN: dict[str, Any] = {"name": "first", "model": LLAMA, "hardware": {"gpu": "h100-sxm-80gb"}}
+
+
+@dataclass(frozen=True, slots=True)
+class LiveService:
+    """A service that answers at `url`."""
+
+    url: str
+    app: FastAPI
+
+    @property
+    def service(self) -> Service:
+        service: Service = self.app.state.service
+        return service
+
+    def client(self, token: str | None = None) -> httpx.Client:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False)
+
+    def empty(self) -> None:
+        """Forget everything: so the service is in local mode again."""
+        with self.service.engine.begin() as connection:
+            for table in reversed(metadata.sorted_tables):
+                connection.execute(table.delete())  # for a few rows far quicker than TRUNCATE
+        self.service.needs_tokens = False
+
+    def token(self, role: Role, **given: Any) -> str:
+        """A new token of that role, straight into the database."""
+        now = datetime.now(UTC)
+        given = {"name": f"{role} {time.monotonic_ns()}", "expires_at": now + timedelta(days=1), **given}
+        with db.transaction(self.service.sessions) as session:
+            secret, _ = tokens.create(session, role=role.value, now=now, **given)
+        return secret
+
+
+@contextmanager
+def running(app: FastAPI, settings: Settings) -> Iterator[LiveService]:
+    """`app` behind uvicorn, in a thread of its own, on a free port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(server_config(app, settings))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the service did not start"
+            time.sleep(0.01)
+        yield LiveService(f"http://127.0.0.1:{listener.getsockname()[1]}", app)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def add_test_routes(app: FastAPI) -> None:
+    """What no real route does on purpose: crash, before and after touching the database."""
+    router = v1_router("test")
+
+    @router.get("/crash")
+    def crash(_: Viewer) -> None:
+        raise RuntimeError("SELECT secret FROM /etc/passwd")
+
+    @router.get("/crash-at-commit")
+    def crash_at_commit(_: Viewer, tx: Tx) -> dict[str, str]:
+        tx.execute(text("SET CONSTRAINTS ALL DEFERRED"))
+        tx.execute(text("CREATE TEMPORARY TABLE t (n int UNIQUE DEFERRABLE INITIALLY DEFERRED) ON COMMIT DROP"))
+        tx.execute(text("INSERT INTO t VALUES (1), (1)"))
+        return {"status": "stored"}
+
+    app.include_router(router)

@@ -1,0 +1,196 @@
+"""What must hold for every estimate, whatever the numbers are."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app import catalog
+from app.errors import InvalidInput
+from app.planning.architecture import Architecture, from_config
+from app.planning.memory import MemoryEstimate, MemoryInputs, estimate, step_moments
+from app.planning.recipe import resolve
+from app.planning.sizes import evaluate
+from app.planning.specs import Parallelism, Training
+
+LLAMA_8B = catalog.load().model("meta-llama/Llama-3.1-8B").architecture
+GPT2 = catalog.load().model("openai-community/gpt2").architecture
+H100 = catalog.load().gpu("h100-sxm-80gb")
+
+trainings = st.builds(
+    Training,
+    precision=st.sampled_from(["bf16-mixed", "fp16-mixed", "fp32", "bf16"]),
+    optimizer=st.sampled_from(["adamw", "sgd", "sgd-momentum", "lion"]),
+    micro_batch_size=st.integers(1, 8),
+    sequence_length=st.integers(1, 1024),
+    gradient_accumulation_steps=st.sampled_from([1, 4]),
+    recompute=st.sampled_from(["none", "selective", "full"]),
+    framework=st.sampled_from(["transformers", "deepspeed", "megatron", "torchtitan"]),
+    fused_cross_entropy=st.booleans(),
+)
+layouts = st.builds(Parallelism, data_parallel_size=st.integers(1, 64), zero_stage=st.sampled_from([0, 2, 3]))
+
+
+def small_llama(layers: int, **changes: Any) -> Architecture:
+    return from_config(
+        {
+            "model_type": "llama",
+            "hidden_size": 256,
+            "intermediate_size": 512,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "vocab_size": 1000,
+            **changes,
+        }
+    )
+
+
+def ask(architecture: Architecture, training: Training, parallelism: Parallelism | None = None) -> MemoryEstimate:
+    return estimate(MemoryInputs(architecture, training, parallelism or Parallelism(), H100, None, "detailed"))
+
+
+@given(trainings, layouts)
+@settings(max_examples=60, deadline=None)
+def test_components_sum_to_the_total_and_every_formula_gives_its_bytes(training: Training, layout: Parallelism) -> None:
+    for architecture in (LLAMA_8B, GPT2):
+        answer = ask(architecture, training, layout)
+        assert sum(component.bytes for component in answer.components) == answer.per_gpu.total_bytes
+        for component in answer.components:
+            assert evaluate(component.formula, answer.sizes) == component.bytes
+            assert component.source.title
+            assert type(component.bytes) is int
+        assert answer.per_gpu.upper_bound_bytes > answer.per_gpu.total_bytes
+        peak = max(moment.allocated_bytes for moment in answer.moments)
+        assert peak == answer.per_gpu.total_bytes - answer.per_gpu.framework_bytes
+
+
+@given(trainings, st.integers(2, 64))
+@settings(max_examples=40, deadline=None)
+def test_states_of_all_shards_hold_the_whole_and_less_than_one_element_more_each(
+    training: Training, ranks: int
+) -> None:
+    whole = ask(LLAMA_8B, training, Parallelism(data_parallel_size=1, zero_stage=3))
+    shard = ask(LLAMA_8B, training, Parallelism(data_parallel_size=ranks, zero_stage=3))
+    for group in ("weights_bytes", "optimizer_states_bytes"):
+        together = getattr(shard.per_gpu, group) * ranks
+        assert getattr(whole.per_gpu, group) <= together < getattr(whole.per_gpu, group) + 16 * ranks
+
+
+@given(trainings, st.integers(2, 64))
+@settings(max_examples=40, deadline=None)
+def test_a_higher_zero_stage_never_needs_more(training: Training, ranks: int) -> None:
+    needed = [
+        ask(LLAMA_8B, training, Parallelism(data_parallel_size=ranks, zero_stage=stage)).per_gpu.total_bytes
+        for stage in (0, 2, 3)
+    ]
+    assert needed == sorted(needed, reverse=True)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("framework", ["transformers", "megatron", "torchtitan", "deepspeed"])
+def test_twice_the_layers_hold_twice_the_layers_activations(framework: str, recompute: str) -> None:
+    training = Training.model_validate(
+        {"framework": framework, "recompute": recompute, "sequence_length": 4096, "micro_batch_size": 8}
+    )
+    held = [ask(small_llama(layers), training) for layers in (2, 4, 6)]
+    activations = [answer.per_gpu.activations_bytes for answer in held]
+    assert activations[2] - activations[1] == activations[1] - activations[0] > 0
+
+
+def test_recomputation_and_fused_kernels_hold_less() -> None:
+    sized = Training(precision="bf16", sequence_length=8192, micro_batch_size=4)
+    eager = ask(LLAMA_8B, sized.model_copy(update={"attention": "eager"})).per_gpu.activations_bytes
+    selective = ask(LLAMA_8B, sized.model_copy(update={"attention": "eager", "recompute": "selective"}))
+    flash = ask(LLAMA_8B, sized.model_copy(update={"attention": "flash"})).per_gpu.activations_bytes
+    assert eager > 2 * selective.per_gpu.activations_bytes
+    assert flash < selective.per_gpu.activations_bytes * 1.05
+    megatron = ask(LLAMA_8B, sized.model_copy(update={"framework": "megatron"})).per_gpu.activations_bytes
+    assert megatron < flash * 0.75
+
+
+def test_accumulation_keeps_gradients_through_the_next_forward() -> None:
+    sized = {"micro_batch_size": 4, "sequence_length": 8192}
+    once = ask(LLAMA_8B, Training.model_validate(sized))
+    summed = ask(LLAMA_8B, Training.model_validate({**sized, "gradient_accumulation_steps": 2}))
+    assert (once.per_gpu.gradients_bytes, summed.per_gpu.gradients_bytes) == (0, 4 * LLAMA_8B.parameters)
+
+
+def test_one_formula_prices_one_layout_and_a_grid_of_them_alike() -> None:
+    recipe = resolve(Training(sequence_length=512), Parallelism(data_parallel_size=2, zero_stage=3), LLAMA_8B)
+    moments = step_moments(recipe.rules, LLAMA_8B.ledger(recipe.rules.kernels))
+    fixed = {**LLAMA_8B.sizes, "parameters": LLAMA_8B.parameters, "largest_weight": 1}
+    grid = [(batch, length, ranks) for batch in (1, 3) for length in (128, 8192) for ranks in (2, 7, 1024)]
+    batches, lengths, ranks = (np.array(column, dtype=np.int64) for column in zip(*grid, strict=True))
+    names = ("micro_batch_size", "sequence_length", "data_parallel_size")
+    for moment in moments:
+        together = moment.allocated.evaluate(fixed | dict(zip(names, (batches, lengths, ranks), strict=True)))
+        one_by_one = [moment.allocated.evaluate(fixed | dict(zip(names, point, strict=True))) for point in grid]
+        assert np.broadcast_to(together, len(grid)).tolist() == one_by_one
+
+
+@pytest.mark.parametrize(
+    ("training", "parallelism", "pointer", "says"),
+    [
+        ({}, {"tensor_parallel_size": 3}, "/parallelism/tensor_parallel_size", "does not divide the model's 32"),
+        ({}, {"tensor_parallel_size": 2}, "/parallelism/tensor_parallel_size", "not estimated yet"),
+        ({}, {"pipeline_parallel_size": 5}, "/parallelism/pipeline_parallel_size", "32 layers"),
+        ({}, {"expert_parallel_size": 2}, "/parallelism/expert_parallel_size", "no experts"),
+        ({}, {"sequence_parallel": True}, "/parallelism/sequence_parallel", "tensor_parallel_size"),
+        ({"framework": "torchtitan"}, {"zero_stage": 1}, "/parallelism/zero_stage", "FSDP"),
+        ({"global_batch_size": 7}, {"data_parallel_size": 2}, "/training/global_batch_size", "multiple"),
+        (
+            {"global_batch_size": 8, "gradient_accumulation_steps": 3},
+            {},
+            "/training/gradient_accumulation_steps",
+            "takes 8",
+        ),
+        ({"precision": "fp32", "attention": "flash"}, {}, "/training/attention", "16 bit"),
+        ({"precision": "int8"}, {}, "/training/precision", "rule of thumb"),
+        (
+            {"framework": "megatron", "optimizer_implementation": "foreach"},
+            {},
+            "/training/optimizer_implementation",
+            "fused",
+        ),
+        (
+            {"precision": {"compute": "fp16", "parameters": "bf16", "gradients": "bf16"}},
+            {},
+            "/training/precision/parameters",
+            "fp16",
+        ),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_cannot_run_is_refused_with_what_to_do(
+    training: dict[str, Any], parallelism: dict[str, Any], pointer: str, says: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        ask(LLAMA_8B, Training.model_validate(training), Parallelism.model_validate(parallelism))
+    assert caught.value.errors[0].pointer == pointer
+    assert says in caught.value.detail
+
+
+def test_learned_positions_end_the_sequence_and_rotary_ones_only_warn() -> None:
+    with pytest.raises(InvalidInput, match="1024 learned positions"):
+        ask(GPT2, Training(sequence_length=1025))
+    assert "beyond" in ask(LLAMA_8B, Training(sequence_length=200_000)).warnings[0]
+
+
+def test_more_ranks_than_gpus_is_refused_and_fewer_is_said() -> None:
+    inputs = MemoryInputs(LLAMA_8B, Training(), Parallelism(data_parallel_size=16), H100, 8, "detailed")
+    with pytest.raises(InvalidInput, match="needs 16 GPUs and the hardware has 8"):
+        estimate(inputs)
+    one = MemoryInputs(LLAMA_8B, Training(), Parallelism(), H100, 8, "detailed")
+    assert "uses 1 of 8 GPUs" in estimate(one).warnings[0]
+
+
+def test_fits_is_judged_by_the_upper_bound_and_unknown_without_a_gpu() -> None:
+    answer = ask(LLAMA_8B, Training(recompute="full"), Parallelism(data_parallel_size=8, zero_stage=3))
+    assert answer.fits is True
+    assert answer.headroom_bytes == H100.usable_bytes - answer.per_gpu.upper_bound_bytes
+    alone = ask(LLAMA_8B, Training())
+    assert (alone.fits, alone.headroom_bytes is not None and alone.headroom_bytes < 0) == (False, True)
+    unknown = estimate(MemoryInputs(LLAMA_8B, Training(), Parallelism(), None, None, "detailed"))
+    assert (unknown.fits, unknown.headroom_bytes) == (None, None)
