@@ -7,6 +7,7 @@ from pathlib import Path
 from app import catalog
 from app.planning import memory, overheads, rule_of_thumb, sources
 from app.planning.architecture import Architecture
+from app.planning.families import FAMILIES
 from app.planning.ledger import Kernels
 from app.planning.recipe import resolve
 from app.planning.sizes import Size, total
@@ -103,7 +104,33 @@ def settings() -> str:
     return head + _table(("variable", "default", "meaning"), rows) + "\n"
 
 
-PAGES = {"formulas.md": formulas, "settings.md": settings}
+def families() -> str:
+    """Every model family that is served, by kind of transformer."""
+    parts = [
+        "# Model families",
+        (
+            "Generated from the code by `python -m app.docs`. A `config.json` with one of these model types and "
+            "classes is counted exactly, as the class in transformers 5.23 holds it; any other is refused, with the "
+            "nearest one named."
+        ),
+    ]
+    for kind in ("decoder-only", "encoder-only", "encoder-decoder"):
+        members = sorted((family for family in FAMILIES.values() if family.family == kind), key=lambda f: f.model_type)
+        rows = (
+            (
+                f"`{family.model_type}`",
+                f"`{family.class_name}`",
+                family.pretraining_objective,
+                "yes" if family.model_type in overheads.TRACED_FAMILIES else "",
+            )
+            for family in members
+        )
+        head = ("model_type", "class", "pre-training objective", "activations compared with traced steps")
+        parts += [f"## {kind.capitalize()}: {len(members)}", _table(head, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+PAGES = {"formulas.md": formulas, "families.md": families, "settings.md": settings}
 
 
 def main(arguments: list[str]) -> int:

@@ -91,7 +91,7 @@ class Hub:
         self.timeout_seconds = timeout_seconds
         self.max_config_bytes = max_config_bytes
         self._allowed = {self.home.address, *(host.lower() for host in allowed_hosts)}
-        self._tls = httpcore.default_ssl_context()
+        self._tls = httpcore.default_ssl_context() if self.home.scheme == "https" else None  # reads every authority
 
     @property
     def host(self) -> str:

@@ -10,9 +10,9 @@ from typing import Literal
 from app.planning.ledger import BATCH, Component, Linear, Tape, Tensor, Weight, promoted
 from app.planning.sizes import Size, ceil_div
 
-Norm = Literal["rms", "rms-no-weight", "layer", "layer-no-bias", "layer-no-weight", "none"]
-"""RMSNorm, with a weight or without parameters; LayerNorm with weight and bias, with weight only, or without any; no
-norm at all.
+Norm = Literal["rms", "rms-no-weight", "layer", "layer-no-bias", "layer-no-weight", "layer-fp32", "none"]
+"""RMSNorm, with a weight or without parameters; LayerNorm with weight and bias, with weight only, or without any;
+LayerNorm without parameters that the model's own code runs in FP32 (OLMo); no norm at all.
 """
 
 Activation = Literal["silu", "gelu", "gelu-tanh", "gelu-python", "relu", "relu2", "tanh", "xielu"]
@@ -115,10 +115,11 @@ def layer_norm(tape: Tape, kind: Norm, x: Tensor, width: Size, rows: Size) -> Te
     """`nn.LayerNorm`: one kernel that keeps its input and two FP32 statistics a row; autocast runs it in FP32."""
     names = {"layer": ("weight", "bias"), "layer-no-bias": ("weight",)}.get(kind, ())
     weights = tuple(tape.weight(name, width) for name in names)
-    given = tape.to(x, "fp32") if tape.autocast else x
+    given = tape.to(x, "fp32") if tape.autocast or kind == "layer-fp32" else x
     statistics = tape.tensor(rows * 2, "fp32", differentiable=False)
     output = tape.tensor(given.elements, given.format)
-    return tape.record("layer_norm", (given,), output, saves=(given, statistics), weights=weights)
+    normed = tape.record("layer_norm", (given,), output, saves=(given, statistics), weights=weights)
+    return tape.to(normed, x.format) if kind == "layer-fp32" else normed
 
 
 def rotary(tape: Tape, x: Tensor) -> Tensor:

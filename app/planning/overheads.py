@@ -62,7 +62,7 @@ def expected(gpu: Gpu | None, ranks: int) -> list[Term]:
     return terms
 
 
-TRACED_FAMILIES = frozenset({"gpt2", "llama", "mistral", "olmo", "opt", "qwen2", "qwen3"})
+TRACED_FAMILIES = frozenset({"bert", "gpt2", "llama", "mistral", "olmo", "opt", "qwen2", "qwen3"})
 """Model types whose activations were compared with traced training steps, or that share the block of one."""
 
 UPPER_UNTRACED_DIVISOR = 2

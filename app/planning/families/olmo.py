@@ -36,7 +36,7 @@ def _read(fields: Fields, *, second_generation: bool) -> Shapes:
         attention,
         dense,
         placement="output" if second_generation else "pre",
-        norm="rms" if second_generation else "layer-no-weight",
+        norm="rms" if second_generation else "layer-fp32",
     )
     layout = DecoderLayout((block,), tied=fields.flag("tie_word_embeddings", default=False), norm=block.norm)
     return Shapes(layout, sizes, sizes["max_position_embeddings"])
