@@ -46,6 +46,12 @@ def component(name, is_emb, head_names):
         r"(vision_projection|embed_vision|embed_audio|qformer|query_tokens|language_projection)", low
     ):
         return "projector"
+    if re.search(r"(experts\.router\.|mixer\.gate\.)", low):
+        return "router"
+    if re.search(r"self_attention\.experts\.bias$", low):
+        return "attention"
+    if re.search(r"\.mlp\.(input|output)_linear\.", low):
+        return "routed_experts"
     if re.search(r"\.experts\.", low) or re.search(r"block_sparse_moe\.(input|output)_linear", low):
         return "routed_experts"
     if re.search(r"shared_expert(s)?\.", low) or "shared_mlp" in low:
@@ -54,6 +60,14 @@ def component(name, is_emb, head_names):
         return "norm" if "norm" in low else "residual"
     if re.search(r"(shared_expert_gate|router|moe\.gate\.|mlp\.gate\.|ffn\.gate\.|feed_forward\.gate\.)", low):
         return "router"
+    if "pre_ln." in low:
+        return "norm"
+    if re.search(r"(temporal_block\.(linear_|conv_1d|rg_lru)|mlstm_layer\.[qkviof]|layers\.\d+\.conv\.)", low):
+        return "ssm_or_linear_attention"
+    if re.search(r"mixer\.[qkvo]_proj", low):
+        return "attention"
+    if re.search(r"(mixer\.(up|down|fc\d_latent)_proj|feed_forward\.(key|value|time_mix)|layers\.\d+\.linear\.)", low):
+        return "mlp"
     parts = [part for part in name.split(".") if not part.isdigit()]
     if NORM.search(parts[-2] if len(parts) > 1 else name):
         return "norm"
@@ -85,7 +99,7 @@ def moe_info(cfg):
         if isinstance(getattr(t, f, None), int):
             e = getattr(t, f)
             break
-    for f in ("num_experts_per_tok", "experts_per_token", "moe_top_k", "top_k_experts"):
+    for f in ("num_experts_per_tok", "experts_per_token", "moe_top_k", "moe_topk", "top_k_experts"):
         if isinstance(getattr(t, f, None), int):
             k = getattr(t, f)
             break

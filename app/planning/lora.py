@@ -73,7 +73,7 @@ EXPERT_TARGETS = MappingProxyType(
                 "glm4_moe_lite",
                 "glm_moe_dsa",
                 "hunyuan_v1_moe",
-                "longcat_flash",
+                "mellum",
                 "olmoe",
                 "qwen3_moe",
                 "qwen3_next",
@@ -89,6 +89,10 @@ transformers 5 stacks experts in one tensor each. PEFT then puts adapters beside
 dense or shared MLP whose layers have the same names gets none. Gate and up are one stack, so they go together and take
 twice the rank.
 """
+
+
+NOT_COUNTED = frozenset({"longcat_flash"})
+"""Model types for which PEFT adds adapters that no rule here gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +125,12 @@ def adapters(architecture: Architecture, lora: Lora, *, pointer: str = "/lora") 
     """The adapters that PEFT would add.
 
     Raises UnknownName for a target that no linear layer has, naming the nearest that exist; InvalidInput where a model
-    has no default targets, or where gate and up of experts are not named together.
+    has no default targets or is not counted, or where gate and up of experts are not named together.
     """
+    if architecture.family.model_type in NOT_COUNTED:
+        raise InvalidInput.at(
+            pointer, f"adapters of {architecture.family.model_type} are not counted: PEFT counts idle experts in some"
+        )
     linear = [layer for layer in architecture.linear_layers if layer.kind in ("linear", "output")]
     experts = EXPERT_TARGETS.get(architecture.family.model_type, ())
     known = sorted({_last(layer.name) for layer in linear} | set(experts))
@@ -171,7 +179,8 @@ def _beside_experts(
         if layer.kind == "experts":
             of_layer = ranks[_last(layer.name)]
         else:
-            of_layer = rank if layer.kind == "router" and router in wanted else 0
+            is_router = layer.kind == "router" or _last(layer.name) == router
+            of_layer = rank if is_router and router in wanted else 0
         if of_layer:
             chosen.append(_adapted(layer, of_layer))
     return chosen

@@ -6,7 +6,7 @@ input. A pattern of layers in any order becomes one `MixedLayer` for each kind, 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol, TypeVar
@@ -114,6 +114,26 @@ def mixed_decoder(
     is_tied = fields.flag(named_field(fields, tied_name), default=bool(tied))
     layout = DecoderLayout(layers, tied=is_tied and tied is not None, rotary=rotary)
     return Shapes(layout, sizes, sizes["max_position_embeddings"])
+
+
+def dense_or_sparse(
+    fields: Fields,
+    sizes: dict[str, int],
+    kinds: Sequence[str],
+    mixers: tuple[AnyPart, AnyPart],
+    sparse: Sequence[bool],
+    mlps: tuple[AnyPart, AnyPart],
+    *,
+    tied: bool | None = False,
+    tied_name: str | tuple[str, ...] = "tie_word_embeddings",
+) -> Shapes:
+    """Layers with the first mixer or the second, attention, and with the first MLP where `sparse`, else the second."""
+
+    def make(kind: tuple[str, str]) -> MixedLayer:
+        return MixedLayer(mixers[kind[0] == "attention"], mlps[kind[1] == "dense"])
+
+    pairs = zip(kinds, ("moe" if is_sparse else "dense" for is_sparse in sparse), strict=True)
+    return mixed_decoder(fields, sizes, pairs, make, tied=tied, tied_name=tied_name)
 
 
 def read_pattern(

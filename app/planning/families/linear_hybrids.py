@@ -1,13 +1,13 @@
-"""Decoders with linear attention or short convolutions in most layers and attention in a few: Qwen3-Next, Qwen3.5, OLMo
-Hybrid, Kimi Linear, Ling hybrid (Bailing), MiniMax and LFM2.
+"""Decoders with linear attention in most layers and attention in a few: Qwen3-Next, Qwen3.5, OLMo Hybrid, Kimi Linear,
+Ling hybrid (Bailing), MiniMax and LFM.
 
 Source: the modeling files of the same names in transformers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from app.planning.families.decoder import Attention, Dense, forward
+from app.planning.families.decoder import Dense, forward
 from app.planning.families.deepseek import LatentDefaults, latent_attention
 from app.planning.families.expert_layers import (
     attention_of,
@@ -24,11 +24,13 @@ from app.planning.families.hybrid import (
     LAYER_TYPES,
     AnyPart,
     MixedLayer,
+    dense_or_sparse,
     listed,
     mixed_decoder,
     named_field,
     read_pattern,
 )
+from app.planning.families.lfm import LFM2_MODULES, LFM3_MODULES, read_lfm2, read_lfm2_moe, read_lfm3
 from app.planning.families.linear_attention import (
     OLMO_PROJECTIONS,
     QWEN3_5_PROJECTIONS,
@@ -36,7 +38,6 @@ from app.planning.families.linear_attention import (
     GatedDelta,
     KimiDelta,
     Lightning,
-    ShortConvolution,
 )
 from app.planning.families.mixture import MixtureOfExperts
 from app.planning.families.read import Defaults, decoder_sizes
@@ -51,21 +52,10 @@ OLMO_HYBRID_DEFAULTS = Defaults(100352, 3840, 32, 30, 65536, 11008)
 KIMI_DEFAULTS = Defaults(163840, 2304, 27, 32, 1048576, 9216, head_dim=64)
 BAILING_DEFAULTS = Defaults(157184, 2560, 42, 32, 262144, 6144, head_dim=128)
 MINIMAX_DEFAULTS = Defaults(32000, 4096, 32, 32, 131072, 14336, 8)
-LFM2_DEFAULTS = Defaults(65536, 2560, 32, 32, 128000, 12288, 8)
-LFM2_MOE_DEFAULTS = Defaults(65536, 2048, 32, 32, 128000, 7168, 8)
 
-LARGEST_FACTOR = 64
 KIMI_LATENT = LatentDefaults(256, 8, 1024)
 
 KIMI_NAMES = {"max_position_embeddings": "model_max_length"}
-LFM2_MODULES = (
-    ("mlp", "feed_forward"),
-    ("gate_proj", "w1"),
-    ("up_proj", "w3"),
-    ("down_proj", "w2"),
-    ("o_proj", "out_proj"),
-    ("model.norm", "embedding_norm"),
-)
 
 
 def read_qwen3_next(fields: Fields) -> Shapes:
@@ -115,27 +105,9 @@ def _qwen(
     fields.ignore("mtp_use_dedicated_embeddings", "output_gate_type")
     bias = fields.flag("attention_bias", default=False)
     attention = replace(attention_of(fields, sizes, bias=bias, head_norms=True), gate="joint")
-    return _mixed(fields, sizes, kinds, (mixer, attention), sparse, (sparse_part, Dense(activation=silu(fields))))
-
-
-def _mixed(
-    fields: Fields,
-    sizes: dict[str, int],
-    kinds: Sequence[str],
-    mixers: tuple[AnyPart, AnyPart],
-    sparse: Sequence[bool],
-    mlps: tuple[AnyPart, AnyPart],
-    *,
-    tied: bool | None = False,
-    tied_name: str | tuple[str, ...] = "tie_word_embeddings",
-) -> Shapes:
-    """Layers with the first mixer or the second, attention, and with the first MLP where `sparse`, else the second."""
-
-    def make(kind: tuple[str, str]) -> MixedLayer:
-        return MixedLayer(mixers[kind[0] == "attention"], mlps[kind[1] == "dense"])
-
-    pairs = zip(kinds, ("moe" if is_sparse else "dense" for is_sparse in sparse), strict=True)
-    return mixed_decoder(fields, sizes, pairs, make, tied=tied, tied_name=tied_name)
+    return dense_or_sparse(
+        fields, sizes, kinds, (mixer, attention), sparse, (sparse_part, Dense(activation=silu(fields)))
+    )
 
 
 def _delta_sizes(
@@ -198,14 +170,16 @@ def read_kimi_linear(fields: Fields) -> Shapes:
     attention = latent_attention(fields, sizes, KIMI_LATENT, latent_queries=fields.get("q_lora_rank") is not None)
     sparse = listed_or_after(fields, sizes, fields.whole("first_k_dense_replace", 1))
     mlps = _kimi_experts(fields, sizes, experts=256, inner=1024)
-    return _mixed(fields, sizes, kinds, (KimiDelta(narrow=True), attention), sparse, mlps, tied=None)
+    return dense_or_sparse(fields, sizes, kinds, (KimiDelta(narrow=True), attention), sparse, mlps, tied=None)
 
 
 def read_bailing_hybrid(fields: Fields) -> Shapes:
     """Ling hybrid: delta layers in groups that end with latent attention, which has a gate per head."""
     sizes = decoder_sizes(fields, BAILING_DEFAULTS, KIMI_NAMES)
     kernel = fields.count("short_conv_kernel_size", 4, most=1024)
-    _kimi_sizes(sizes, sizes["head_dim"], sizes["num_attention_heads"], kernel)
+    head = fields.count("linear_head_dim", sizes["head_dim"])
+    heads = fields.count("linear_num_heads", sizes["num_attention_heads"])
+    _kimi_sizes(sizes, head, heads, fields.count("linear_conv_kernel_dim", kernel, most=1024))
     every = fields.count("layer_group_size", 6)
     layers = sizes["num_hidden_layers"]
     kinds = read_pattern(
@@ -216,7 +190,7 @@ def read_bailing_hybrid(fields: Fields) -> Shapes:
     fields.ignore("q_lora_rank")
     sparse = listed_or_after(fields, sizes, fields.whole("first_k_dense_replace", 2))
     mlps = _kimi_experts(fields, sizes, experts=512, inner=768)
-    return _mixed(fields, sizes, kinds, (KimiDelta(narrow=False), attention), sparse, mlps, tied=None)
+    return dense_or_sparse(fields, sizes, kinds, (KimiDelta(narrow=False), attention), sparse, mlps, tied=None)
 
 
 def _kimi_sizes(sizes: dict[str, int], head: int, heads: int, kernel: int) -> None:
@@ -252,69 +226,7 @@ def read_minimax(fields: Fields) -> Shapes:
     fields.ignore("block_size", "rotary_dim", "postnorm", "shared_intermediate_size", "shared_moe_mode")
     experts = MixtureOfExperts(activation=silu(fields))
     mixers = (Lightning(), attention_of(fields, sizes))
-    return _mixed(fields, sizes, kinds, mixers, sparse_after(sizes, 0), (experts, experts))
-
-
-def read_lfm2(fields: Fields) -> Shapes:
-    """LFM2: gated short convolutions, attention in the layers that are listed, an MLP whose width is rounded."""
-    name = named_field(fields, ("block_ff_dim", "intermediate_size"))
-    sizes = decoder_sizes(fields, LFM2_DEFAULTS, {"intermediate_size": name})
-    sizes["intermediate_size"] = _rounded(fields, sizes["intermediate_size"])
-    attended = listed(fields, "full_attn_idxs")
-    kinds = _lfm2_kinds(fields, sizes, lambda layer: attended is None or layer in attended)
-    return _lfm2(fields, sizes, kinds, sparse_after(sizes, sizes["num_hidden_layers"]), Dense())
-
-
-def read_lfm2_moe(fields: Fields) -> Shapes:
-    """LFM2 with experts behind a few dense layers."""
-    sizes = decoder_sizes(fields, LFM2_MOE_DEFAULTS)
-    experts_of(fields, sizes, count=EXPERTS, counts=32, per_token=4, inner=1792, inner_name=WIDTH)
-    if fields.get("layer_types") is None:
-        raise fields.refuse("layer_types", "layer_types is missing, and lfm2_moe has no default for it")
-    fields.ignore("use_expert_bias")
-    kinds = _lfm2_kinds(fields, sizes, lambda _: True)
-    sparse = sparse_after(sizes, fields.whole("num_dense_layers", 2))
-    return _lfm2(fields, sizes, kinds, sparse, MixtureOfExperts())
-
-
-def _lfm2_kinds(fields: Fields, sizes: dict[str, int], attends: Callable[[int], bool]) -> tuple[str, ...]:
-    layers = sizes["num_hidden_layers"]
-    return read_pattern(
-        fields, "layer_types", layers, LAYER_TYPES, lambda layer: "attention" if attends(layer) else "linear"
-    )
-
-
-def _lfm2(fields: Fields, sizes: dict[str, int], kinds: Sequence[str], sparse: Sequence[bool], part: AnyPart) -> Shapes:
-    sizes["linear_conv_kernel_dim"] = fields.count("conv_L_cache", 3, most=1024)
-    fields.ignore(
-        "norm_eps", "block_dim", "block_mlp_init_scale", "block_norm_eps", "block_out_init_scale", "num_heads"
-    )
-    fields.ignore(
-        "block_use_swiglu", "block_use_xavier_init", "conv_dim", "conv_dim_out", "conv_use_xavier_init", "theta"
-    )
-    fields.ignore("use_pos_enc", "full_attn_idxs")
-    mixers = (
-        ShortConvolution(bias=fields.flag("conv_bias", default=False)),
-        Attention(sizes["num_key_value_heads"] != sizes["num_attention_heads"], query_key_norm="head"),
-    )
-    names = ("tie_embedding", "tie_word_embeddings")
-    return _mixed(fields, sizes, kinds, mixers, sparse, (part, Dense()), tied=True, tied_name=names)
-
-
-def _rounded(fields: Fields, width: int) -> int:
-    """LFM2's MLP: two thirds of the width in the file, times a factor, rounded up to a multiple."""
-    multiple = fields.count("block_multiple_of", 256)
-    factor = fields.get("block_ffn_dim_multiplier")
-    if factor is None:
-        factor = 1.0
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= LARGEST_FACTOR:
-        raise fields.refuse("block_ffn_dim_multiplier", f"it must be a number above 0 and up to {LARGEST_FACTOR}")
-    if not fields.flag("block_auto_adjust_ff_dim", default=True):
-        return width
-    scaled = int(2 * width / 3)
-    if fields.is_null("block_ffn_dim_multiplier"):
-        return scaled
-    return -(-int(factor * scaled) // multiple) * multiple
+    return dense_or_sparse(fields, sizes, kinds, mixers, sparse_after(sizes, 0), (experts, experts))
 
 
 QWEN3_NEXT = Family("qwen3_next", "Qwen3NextForCausalLM", read_qwen3_next, forward)
@@ -328,3 +240,4 @@ BAILING_HYBRID = Family(
 MINIMAX = Family("minimax", "MiniMaxForCausalLM", read_minimax, forward)
 LFM2 = Family("lfm2", "Lfm2ForCausalLM", read_lfm2, forward, LFM2_MODULES)
 LFM2_MOE = Family("lfm2_moe", "Lfm2MoeForCausalLM", read_lfm2_moe, forward, LFM2_MODULES)
+LFM3 = Family("lfm3", "Lfm3ForCausalLM", read_lfm3, forward, LFM3_MODULES)

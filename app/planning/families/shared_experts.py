@@ -1,5 +1,5 @@
 """Mixtures of routed experts beside shared ones that every token takes, after a few dense layers: GLM-4.5, dots.llm1,
-AFMoE, ERNIE 4.5, EXAONE MoE, Hunyuan, Hy3, Solar Open, Laguna, Flint, Aria, Llama 4 and Command A.
+AFMoE, ERNIE 4.5, EXAONE MoE, Hunyuan, Hy3, Solar Open, Flint, Kolibri, Aria, Llama 4 and Command A.
 
 Source: the modeling files of the same names in transformers. Layers for predicting more than the next token are not
 part of these classes, nor of the counts.
@@ -39,6 +39,7 @@ HUNYUAN_DEFAULTS = Defaults(290943, 4096, 32, 32, 2048, intermediate_size=11008)
 HY3_DEFAULTS = Defaults(120832, 4096, 80, 64, 131072, intermediate_size=13312, num_key_value_heads=8, head_dim=128)
 LAGUNA_DEFAULTS = Defaults(100352, 2048, 40, 48, 131072, intermediate_size=8192, num_key_value_heads=8, head_dim=128)
 FLINT_DEFAULTS = Defaults(150144, 2048, 49, 32, 262144, intermediate_size=6144, num_key_value_heads=4, head_dim=128)
+KOLIBRI_DEFAULTS = Defaults(128000, 2560, 50, 48, 262144, num_key_value_heads=4, head_dim=128)
 ARIA_DEFAULTS = Defaults(32000, 4096, 32, 32, 2048, intermediate_size=4096)
 LLAMA4_DEFAULTS = Defaults(202048, 5120, 48, 40, 131072, intermediate_size=8192, num_key_value_heads=8, head_dim=128)
 COHERE2_MOE_DEFAULTS = Defaults(256000, 8192, 40, 64, 8192, intermediate_size=22528, head_dim=128)
@@ -188,6 +189,15 @@ def read_flint(fields: Fields) -> Shapes:
     return expert_decoder(fields, sizes, attention, _shared(fields), sparse_steps(fields, sizes, (0, 1)))
 
 
+def read_kolibri1(fields: Fields) -> Shapes:
+    """Kolibri: norms per head, norms before and after each part, experts in every layer, no biases."""
+    sizes = decoder_sizes(fields, KOLIBRI_DEFAULTS)
+    experts_of(fields, sizes, count=EXPERTS, counts=384, per_token=6, inner=512, inner_name=WIDTH)
+    sizes["shared_expert_intermediate_size"] = fields.count("shared_expert_intermediate_size", 512)
+    attention = attention_of(fields, sizes, head_norms=True)
+    return expert_decoder(fields, sizes, attention, _shared(fields), placement="sandwich")
+
+
 def read_aria_text(fields: Fields) -> Shapes:
     """Aria's text model: shared experts as wide as the routed ones, experts in every layer."""
     sizes = decoder_sizes(fields, ARIA_DEFAULTS)
@@ -245,6 +255,7 @@ EXAONE_MOE = Family("exaone_moe", "ExaoneMoeForCausalLM", read_exaone_moe, forwa
 HUNYUAN_V1_MOE = Family("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", read_hunyuan_v1_moe, forward, HUNYUAN_MODULES)
 HY_V3 = Family("hy_v3", "HYV3ForCausalLM", read_hy_v3, forward)
 FLINT = Family("flint", "FlintForCausalLM", read_flint, forward)
+KOLIBRI1 = Family("kolibri1", "Kolibri1ForCausalLM", read_kolibri1, forward)
 ARIA_TEXT = Family("aria_text", "AriaTextForCausalLM", read_aria_text, forward)
 LLAMA4_TEXT = Family("llama4_text", "Llama4ForCausalLM", read_llama4_text, forward, LLAMA4_MODULES)
 COHERE2_MOE = Family("cohere2_moe", "Cohere2MoeForCausalLM", read_cohere2_moe, forward)
