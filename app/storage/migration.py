@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import psycopg
@@ -22,7 +23,7 @@ OLDEST_VERSION = 15
 
 _LOCK_NUMBER = 0x746F6E6E616765  # the advisory lock that migrations take: "tonnage" in ASCII
 _CONNECT_SECONDS = 10
-_LOCK_TIMEOUT_STATE = "55P03"
+_OF_THE_SERVER = (psycopg.OperationalError, psycopg.errors.InsufficientPrivilege)  # and no mistake in a migration
 
 
 def migrate(url: str, *, lock_wait_seconds: float = 60) -> None:
@@ -45,7 +46,7 @@ def schema_is_current(engine: Engine) -> bool:
     """Whether the database has exactly the schema of this version. Raises Unavailable when it cannot be asked."""
     with engine.connect() as connection:
         present = MigrationContext.configure(connection).get_current_heads()
-    return set(present) == set(scripts().get_heads())
+    return frozenset(present) == _newest()
 
 
 @contextmanager
@@ -59,10 +60,11 @@ def locked_connection(url: str, *, lock_wait_seconds: float = 60) -> Iterator[Co
             _check_version(connection)
             _take_lock(connection, lock_wait_seconds)
             yield connection
-    except sqlalchemy_exc.OperationalError as error:
-        where = parsed.set(password=None).render_as_string()
-        reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
-        raise UnusableDatabase(f"the database at {where} cannot be used: {reason}") from error
+    except sqlalchemy_exc.DBAPIError as error:
+        if not isinstance(error.orig, _OF_THE_SERVER):
+            raise
+        where = parsed.set(password=None).difference_update_query(["password"]).render_as_string()
+        raise UnusableDatabase(f"the database at {where} cannot be used: {_first_line(error.orig)}") from error
     finally:
         engine.dispose()
 
@@ -80,6 +82,11 @@ def scripts() -> ScriptDirectory:
     return ScriptDirectory(str(_script_location()))
 
 
+@cache
+def _newest() -> frozenset[str]:
+    return frozenset(scripts().get_heads())
+
+
 def _script_location() -> Path:
     package = Path(app.__file__).parent
     installed = package / "migrations"  # where the wheel has them; a checkout has them beside the package
@@ -93,13 +100,18 @@ def _check_version(connection: Connection) -> None:
 
 
 def _take_lock(connection: Connection, wait_seconds: float) -> None:
+    connection.execute(text("SET LOCAL statement_timeout = 0"))  # a limit meant for requests, if the role has one
     connection.execute(text(f"SET LOCAL lock_timeout = {max(1, round(wait_seconds * 1000))}"))
     try:
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK_NUMBER)))
     except sqlalchemy_exc.OperationalError as error:
-        if isinstance(error.orig, psycopg.Error) and error.orig.sqlstate == _LOCK_TIMEOUT_STATE:
+        if isinstance(error.orig, psycopg.errors.LockNotAvailable):
             raise UnusableDatabase(
                 f"another migration of this database has been running for {wait_seconds:g} s; "
                 "wait for it to end and start again"
             ) from error
         raise
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

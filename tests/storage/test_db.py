@@ -116,7 +116,11 @@ def cut_off(session: Session, engine: Engine) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["postgresql://127.0.0.1:1/nowhere", "postgresql:///d?host=/nonexistent", "postgresql://user:secret@127.0.0.1:1/d"],
+    [
+        "postgresql://127.0.0.1:1/nowhere",
+        "postgresql:///d?host=/nonexistent",
+        "postgresql://u:secret@127.0.0.1:1/d?password=secret",
+    ],
 )
 def test_a_database_that_is_not_there(url: str) -> None:
     engine = db.make_engine(url)

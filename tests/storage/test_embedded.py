@@ -395,6 +395,14 @@ def test_a_server_that_does_not_start_says_why_and_gives_the_directory_back(data
         assert execute(server.url, "SELECT 1") == [(1,)]
 
 
+def test_a_first_start_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "socket").write_text("")  # in the place of a directory
+    with pytest.raises(UnusableDatabase, match="File exists"):
+        EmbeddedPostgres(tmp_path / "data").start()
+    assert not processes.alive(tmp_path / "data" / "postgres")
+
+
 def test_a_long_log_is_set_aside(data_dir: Path) -> None:
     (data_dir / "postgres.log").write_bytes(b"x" * 5_000_000)
     with EmbeddedPostgres(data_dir):

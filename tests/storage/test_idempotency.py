@@ -65,7 +65,7 @@ def test_requests_sent_at_once_create_once_and_get_one_answer(own_engine: Engine
     content = plans.PlanContent(request={}, resolved={}, estimate={}, engine_version="0")
 
     def request(_: int) -> StoredAnswer:
-        together.wait()
+        together.wait(30)
         with db.transaction(sessions) as session:
             if (stored := claim(session)) is not None:
                 return stored

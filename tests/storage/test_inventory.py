@@ -383,7 +383,7 @@ def test_batches_recorded_at_once_lose_nothing_count_nothing_twice_and_never_dea
 
     def send(seed: int) -> list[Recorded]:
         mine = random.Random(seed).sample(sent, len(sent))  # noqa: S311 an order, not a secret
-        together.wait()
+        together.wait(30)
         counts = []
         for start in range(0, len(mine), 5):
             with db.transaction(sessions) as session:
@@ -408,7 +408,7 @@ def test_two_nodes_that_swap_gpus_at_the_same_moment_do_not_deadlock(own_engine:
     def send(node: int) -> None:
         for sequence in range(1, 16):
             half = names[::2] if (node + sequence) % 2 else names[1::2]
-            together.wait()
+            together.wait(30)
             with db.transaction(sessions) as session:
                 cards = [gpu(name, index) for index, name in enumerate(half)]
                 record(session, report(sequence, *cards, node=f"n{node}"))

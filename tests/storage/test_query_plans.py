@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -33,7 +34,7 @@ ANALYZE
 
 
 @pytest.fixture(scope="module")
-def full(server: "Server", migrated: str) -> Iterator[Engine]:  # type: ignore[name-defined]  # noqa: F821 of the root conftest
+def full(server: Any, migrated: str) -> Iterator[Engine]:
     name = server.create(template=migrated)
     engine = db.make_engine(server.url(name))
     with engine.begin() as connection:

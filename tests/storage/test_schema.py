@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def test_autogenerate_finds_nothing_to_do(fresh_database: str) -> None:
     with locked_connection(fresh_database) as connection:
         options = {"compare_type": True, "compare_server_default": True}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
+
+
+def test_migrating_makes_what_is_written_down_to_the_last_clause(fresh_database: str, empty_database: str) -> None:
+    """Autogenerate is blind to some clauses, such as which rows a partial index covers; the database's text is not."""
+    with locked_connection(fresh_database) as connection:
+        connection.execute(text("DROP TABLE alembic_version"))
+    with locked_connection(empty_database) as connection:
+        metadata.create_all(connection)
+    migrated, written = (sorted(line.rstrip(",") for line in dump(url)) for url in (fresh_database, empty_database))
+    assert migrated == written
 
 
 def test_every_migration_goes_down_and_up_again(empty_database: str) -> None:
@@ -99,6 +110,26 @@ def test_waiting_for_another_migration_ends_with_a_sentence(empty_database: str)
     with locked_connection(empty_database), pytest.raises(UnusableDatabase, match="another migration"):
         migrate(empty_database, lock_wait_seconds=0.1)
     migrate(empty_database)
+
+
+def test_a_role_that_may_not_make_tables_is_told_so(empty_database: str) -> None:
+    guest = make_url(empty_database).set(username="guest")
+    with locked_connection(empty_database) as connection:
+        connection.execute(text("DROP ROLE IF EXISTS guest"))
+        connection.execute(text("CREATE ROLE guest LOGIN"))
+    with pytest.raises(UnusableDatabase, match="permission denied for schema public"):
+        migrate(guest.render_as_string(hide_password=False))
+
+
+def test_a_limit_on_requests_is_none_on_waiting_for_a_migration(empty_database: str) -> None:
+    limited = make_url(empty_database).update_query_dict({"options": "-c statement_timeout=50"})
+    waiting = threading.Thread(target=migrate, args=[limited.render_as_string(hide_password=False)])
+    with locked_connection(empty_database):
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+    waiting.join(20)
+    assert "plans" in tables(empty_database)
 
 
 def test_a_database_newer_than_the_program_is_refused_and_left_alone(fresh_database: str) -> None:

@@ -39,10 +39,10 @@ def read_pid_file(cluster: Path) -> PidFile | None:
 def mark(cluster: Path) -> str:
     """A name for the cluster that all its processes carry in their title: it tells them from every other PostgreSQL.
 
-    It follows the directory when that is renamed, and a copy of the directory has another one.
+    It follows the directory when that is renamed, a copy of the directory has another one, and none begins another.
     """
     directory = cluster.stat()
-    return f"tonnage-{directory.st_dev:x}-{directory.st_ino:x}"
+    return f"tonnage-{directory.st_dev:x}-{directory.st_ino:016x}"
 
 
 def alive(cluster: Path) -> frozenset[int]:

@@ -26,9 +26,7 @@ def program(name: str) -> str:
 
 def installed_major_version() -> str:
     """Major version of the installed programs, such as `18`."""
-    command = [program("postgres"), "--version"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 our own program
-    return re.sub(r".*?(\d+).*", r"\1", said.strip())
+    return re.sub(r".*?(\d+).*", r"\1", run([program("postgres"), "--version"]).strip())
 
 
 def run_as(uid: int, gid: int) -> list[str]:
@@ -51,13 +49,17 @@ def run_as(uid: int, gid: int) -> list[str]:
     return [*command, f"--inh-caps=-all,+{ours[0]}", f"--ambient-caps=+{ours[0]}"] if ours else command
 
 
-def run(command: list[str], text: str = "") -> None:
-    """Run a program to its end with `text` as its input. Raises UnusableDatabase with what it says when it fails."""
+def run(command: list[str], text: str = "") -> str:
+    """Run a program to its end with `text` as its input, and return what it writes.
+
+    Raises UnusableDatabase with its reason when it fails.
+    """
     done = subprocess.run(  # noqa: S603 our own program
         command, input=text, env=_environment(), capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise UnusableDatabase(f"cannot make a database: {last_words(done.stderr)}")
+        raise UnusableDatabase(f"a program of the private PostgreSQL failed: {last_words(done.stderr)}")
+    return done.stdout
 
 
 def spawn(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
