@@ -132,9 +132,20 @@ def check_layout(parallelism: Parallelism, framework: Framework, architecture: A
             "/parallelism/tensor_parallel_size",
             f"tensor_parallel_size {tensor} and the model's {key_value} key/value heads do not divide each other",
         )
-    if parallelism.expert_parallel_size > 1:
+    experts = architecture.sizes.get("num_experts")
+    if parallelism.expert_parallel_size > 1 and experts is None:
         raise ImpossibleLayout.at("/parallelism/expert_parallel_size", "the model has no experts to split; send 1")
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size"):
+    if experts is not None and experts % parallelism.expert_parallel_size:
+        raise ImpossibleLayout.at(
+            "/parallelism/expert_parallel_size",
+            f"expert_parallel_size {parallelism.expert_parallel_size} does not divide the model's {experts} experts",
+        )
+    for name in (
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "context_parallel_size",
+        "expert_parallel_size",
+    ):
         if getattr(parallelism, name) > 1:
             raise InvalidInput.at(
                 f"/parallelism/{name}",
@@ -176,7 +187,8 @@ def _precision(training: Training, assumptions: list[str]) -> Precision:
     if training.framework == "deepspeed":
         return Precision(compute=half, parameters=half, gradients=half, master_weights="fp32")
     if training.framework == "megatron":
-        return Precision(compute=half, parameters=half, gradients="fp32", master_weights="fp32")
+        gradients: FloatFormat = "fp32" if half == "bf16" else "fp16"  # FP32 copies of FP16 ones are made at the step
+        return Precision(compute=half, parameters=half, gradients=gradients, master_weights="fp32")
     return Precision(compute=half, parameters="fp32", gradients="fp32")
 
 

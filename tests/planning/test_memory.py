@@ -172,6 +172,13 @@ def test_what_cannot_run_is_refused_with_what_to_do(
     assert says in caught.value.detail
 
 
+@pytest.mark.parametrize(("size", "says"), [(3, "does not divide the model's 8 experts"), (4, "not estimated yet")])
+def test_experts_are_split_evenly_or_not_at_all(size: int, says: str) -> None:
+    mixtral = catalog.load().model("mistralai/Mixtral-8x7B-v0.1").architecture
+    with pytest.raises(InvalidInput, match=says):
+        ask(mixtral, Training(), Parallelism(expert_parallel_size=size))
+
+
 def test_learned_positions_end_the_sequence_and_rotary_ones_only_warn() -> None:
     with pytest.raises(InvalidInput, match="1024 learned positions"):
         ask(GPT2, Training(sequence_length=1025))
