@@ -45,7 +45,7 @@ _LAYOUTS = [
         ("torchtitan", "bf16-mixed"),
     )
     for stage in (0, 1, 2, 3)
-    if (framework, stage) != ("torchtitan", 1)
+    if (framework, stage) not in (("torchtitan", 1), ("megatron", 2), ("megatron", 3))
 ]
 
 
@@ -82,7 +82,9 @@ def formulas() -> str:
 def _upper_bound() -> str:
     return (
         f"`upper_bound_bytes` widens the allocator's slack to a {overheads.UPPER_ALLOCATOR_SLACK_DIVISOR}th and adds "
-        f"{overheads.UPPER_FIXED_BYTES // MIB} MiB for kernels loaded on the way. It is not calibrated yet."
+        f"{overheads.UPPER_FIXED_BYTES // MIB} MiB for kernels loaded on the way; families whose "
+        f"activations were never compared with traced steps get half of activations and temporary memory more. "
+        f"It is not calibrated yet."
     )
 
 
@@ -125,7 +127,12 @@ def families() -> str:
             )
             for family in members
         )
-        head = ("model_type", "class", "pre-training objective", "activations compared with traced steps")
+        head = (
+            "model_type",
+            "class",
+            "pre-training objective",
+            "activations compared with traced steps, its own or of its block",
+        )
         parts += [f"## {kind.capitalize()}: {len(members)}", _table(head, rows)]
     return "\n\n".join(parts) + "\n"
 

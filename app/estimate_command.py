@@ -18,7 +18,13 @@ from app.planning.memory import MemoryEstimate
 from app.units import human_bytes
 
 _TRAINING = ("precision", "optimizer", "optimizer_implementation", "recompute", "attention", "framework")
-_TRAINING_COUNTS = ("micro_batch_size", "global_batch_size", "gradient_accumulation_steps", "sequence_length")
+_TRAINING_COUNTS = (
+    "micro_batch_size",
+    "global_batch_size",
+    "gradient_accumulation_steps",
+    "sequence_length",
+    "target_sequence_length",
+)
 _PARALLELISM_COUNTS = (
     "data_parallel_size",
     "zero_stage",

@@ -63,6 +63,7 @@ def grid_of_layouts() -> np.ndarray:
     sizes = {
         **model.sizes,
         "parameters": model.parameters,
+        "trainable_parameters": model.trainable_parameters,
         "largest_weight": 0,
         "micro_batch_size": 1 + index % 10,
         "sequence_length": 128 * (1 + index // 10 % 100),

@@ -200,9 +200,9 @@ class Tape:
     @contextmanager
     def sharing(self) -> Iterator[None]:
         """Everything recorded inside uses weights that earlier operations own, as ALBERT's repeated layers do."""
-        self._shared = True
+        before, self._shared = self._shared, True
         yield
-        self._shared = False
+        self._shared = before
 
     @property
     def autocast(self) -> bool:
@@ -242,9 +242,9 @@ class Tape:
     @contextmanager
     def attention_core(self) -> Iterator[None]:
         """Everything recorded inside is made again by selective recomputation."""
-        self._core = True
+        before, self._core = self._core, True
         yield
-        self._core = False
+        self._core = before
 
     def tensor(self, elements: Size, format: str, *, differentiable: bool = True) -> Tensor:
         """A tensor of the module being recorded."""

@@ -123,7 +123,7 @@ def estimate(inputs: MemoryInputs) -> MemoryEstimate:
 
 
 def _by_rule_of_thumb(inputs: MemoryInputs) -> MemoryEstimate:
-    if inputs.parallelism.ranks > 1 or inputs.parallelism.zero_stage:
+    if inputs.parallelism != Parallelism():
         raise ImpossibleLayout.at(
             "/parallelism", "the rule of thumb is for one GPU; use the detailed estimator for a split job"
         )
@@ -148,7 +148,7 @@ def _by_rule_of_thumb(inputs: MemoryInputs) -> MemoryEstimate:
 
 
 def _detailed(inputs: MemoryInputs) -> MemoryEstimate:
-    recipe = resolve(inputs.training, inputs.parallelism, inputs.architecture)
+    recipe = resolve(inputs.training, inputs.parallelism, inputs.architecture, inputs.gpu)
     segments = inputs.architecture.ledger(recipe.rules.kernels)
     sizes = _sizes(inputs, recipe, segments)
     weighed = [(moment.allocated.evaluate(sizes), moment) for moment in step_moments(recipe.rules, segments)]
@@ -176,6 +176,7 @@ def _sizes(inputs: MemoryInputs, recipe: Recipe, segments: tuple[Segment, ...]) 
     return {
         **inputs.architecture.sizes,
         "parameters": inputs.architecture.parameters,
+        "trainable_parameters": inputs.architecture.trainable_parameters,
         "largest_weight": max(elements.evaluate(inputs.architecture.sizes) for elements in weights),
         "micro_batch_size": recipe.micro_batch_size,
         "sequence_length": recipe.sequence_length,
@@ -195,7 +196,7 @@ class StepMoment:
     allocated: Size
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def step_moments(rules: Rules, segments: tuple[Segment, ...]) -> tuple[StepMoment, ...]:
     """The moments that can be the peak of a step under these rules, as formulas: the sizes come later."""
     kept = states.kept(rules, segments)

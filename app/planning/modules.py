@@ -379,7 +379,7 @@ def language_model_head(
             offset = tape.weight("bias", rows, split="vocabulary")
             x = tape.record("bias", (x,), tape.tensor(x.elements, x.format), weights=(offset,), passes=True)
     with tape.module("lm_head", component):
-        if tape.kernels.fused_cross_entropy:
+        if tape.kernels.fused_cross_entropy and not tape.kernels.fused:
             weight = tied_to or tape.weight("weight", width * rows, split="vocabulary")
             given = tape.to(x, tape.compute)
             gradient = tape.tensor(given.elements, given.format, differentiable=False)
@@ -397,10 +397,10 @@ def language_model_head(
             )
         else:
             logits = tape.linear(x, width, rows, split="vocabulary", tied_to=tied_to)
-            if loss_in_fp32 or tape.autocast or tape.kernels.fused:
+            if (loss_in_fp32 or tape.autocast or tape.kernels.fused) and not tape.kernels.fused_cross_entropy:
                 logits = tape.to(logits, "fp32")
             if tape.kernels.fused:
-                probabilities = tape.tensor(logits.elements, "fp32", differentiable=False)
+                probabilities = tape.tensor(logits.elements, logits.format, differentiable=False)
                 loss = tape.tensor(tape.tokens, "fp32")
                 tape.record("vocab_parallel_cross_entropy", (logits,), loss, saves=(probabilities,), in_place=True)
                 return

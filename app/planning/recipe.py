@@ -10,6 +10,7 @@ from app.planning.specs import (
     Attention,
     FloatFormat,
     Framework,
+    Gpu,
     OptimizerImplementation,
     Parallelism,
     Precision,
@@ -19,8 +20,8 @@ from app.planning.specs import (
 
 DEFAULT_SEQUENCE_LENGTH = 2048
 
-LONGEST_TARGET = 2**26
-"""Where a model has no table of positions to end a target sequence."""
+AMPERE = 8.0
+"""Compute capability from which on GPUs have BF16 units and flash attention."""
 
 _STATES_PER_PARAMETER = MappingProxyType({"adamw": 2, "adam": 2, "lion": 1, "sgd": 0, "sgd-momentum": 1})
 """Tensors of the parameter's shape that the optimizer keeps."""
@@ -40,7 +41,7 @@ class Rules:
     """Whether an unfused step makes temporaries: Adam's denominators and Lion's signs, but nothing in SGD."""
     zero_stage: int
     replicated: bool
-    """Whether data-parallel ranks hold the same weights and exchange gradients (DDP and ZeRO-1)."""
+    """Whether data-parallel ranks exchange gradients otherwise than FSDP does."""
     fully_sharded: bool
     """FSDP: weights are gathered block by block in the compute format, and no autocast copies exist."""
     accumulated: bool
@@ -55,22 +56,33 @@ class Recipe:
     micro_batch_size: int
     sequence_length: int
     target_sequence_length: int
-    gradient_accumulation_steps: int
-    global_batch_size: int
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
-def resolve(training: Training, parallelism: Parallelism, architecture: Architecture) -> Recipe:
+def resolve(training: Training, parallelism: Parallelism, architecture: Architecture, gpu: Gpu | None = None) -> Recipe:
     """Decides every default. Raises InvalidInput or ImpossibleLayout, pointing at what to change."""
     assumptions: list[str] = []
     warnings: list[str] = []
     check_layout(parallelism, training.framework, architecture)
-    precision = _precision(training, assumptions)
-    attention = _attention(training, precision, assumptions)
+    old = gpu is not None and float(gpu.compute_capability) < AMPERE
+    precision = _precision(training, assumptions, old=old)
+    attention = _attention(training, precision, assumptions, old=old)
+    if old and precision.compute == "bf16":
+        warnings.append("this GPU has no BF16 units: PyTorch emulates BF16 there, slowly; fp16-mixed runs natively")
     sequence_length = _sequence_length(training, architecture, assumptions, warnings)
-    steps, global_batch_size = _batches(training, parallelism)
+    steps = _accumulation_steps(training, parallelism)
+    assumptions += [
+        f"{name}: {getattr(training, name)}"
+        for name in ("framework", "optimizer", "micro_batch_size", "recompute")
+        if name not in training.model_fields_set
+    ]
     implementation = training.optimizer_implementation
+    if "optimizer_implementation" not in training.model_fields_set and training.framework == "transformers":
+        assumptions.append(f"optimizer_implementation: {implementation}")
+    if "optimizer_implementation" not in training.model_fields_set and training.framework == "torchtitan":
+        implementation = "fused"
+        assumptions.append("optimizer_implementation: fused, torchtitan's default")
     if training.framework in ("deepspeed", "megatron") and implementation != "fused":
         implementation = "fused"
         if "optimizer_implementation" in training.model_fields_set:
@@ -84,7 +96,7 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
         framework=training.framework,
         precision=precision,
         kernels=Kernels(
-            parameters=precision.compute if sharded or training.framework == "torchtitan" else precision.parameters,
+            parameters=precision.compute if sharded else precision.parameters,
             compute=precision.compute,
             attention=attention,
             fused=training.framework == "megatron",
@@ -99,13 +111,13 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
         fully_sharded=sharded,
         accumulated=steps > 1,
     )
+    if sharded and rules.accumulated and training.framework == "transformers":
+        assumptions.append("gradient accumulation without synchronization: each rank keeps whole gradients in between")
     return Recipe(
         rules=rules,
         micro_batch_size=training.micro_batch_size,
         sequence_length=sequence_length,
         target_sequence_length=_target_length(training, architecture, sequence_length, assumptions),
-        gradient_accumulation_steps=steps,
-        global_batch_size=global_batch_size,
         assumptions=tuple(assumptions),
         warnings=tuple(warnings),
     )
@@ -118,12 +130,12 @@ def check_layout(parallelism: Parallelism, framework: Framework, architecture: A
         (parallelism.pipeline_parallel_size, "pipeline_parallel_size", "num_hidden_layers", "layers"),
     ):
         count = architecture.sizes[parts]
-        if count % size:
+        if count > 1 and count % size:
             fitting = [divisor for divisor in range(1, min(count, 64) + 1) if count % divisor == 0]
             raise ImpossibleLayout.at(
                 f"/parallelism/{name}",
                 f"{name} {size} does not divide the model's {count} {what}; "
-                f"sizes that do: {', '.join(map(str, fitting))}",
+                f"sizes that do: {', '.join(map(str, fitting))}; of these only 1 is estimated yet",
             )
     key_value = architecture.sizes["num_key_value_heads"]
     tensor = parallelism.tensor_parallel_size
@@ -156,25 +168,24 @@ def check_layout(parallelism: Parallelism, framework: Framework, architecture: A
         raise ImpossibleLayout.at(
             "/parallelism/sequence_parallel", "sequence parallelism needs tensor_parallel_size above 1"
         )
+    if framework == "megatron" and parallelism.zero_stage >= 2:
+        raise ImpossibleLayout.at(
+            "/parallelism/zero_stage", "Megatron's distributed optimizer is ZeRO-1; use 0 or 1, or another framework"
+        )
     if framework == "torchtitan" and parallelism.zero_stage == 1:
         raise ImpossibleLayout.at(
             "/parallelism/zero_stage", "torchtitan has no ZeRO-1; use 0 (DDP), 2 (FSDP without resharding) or 3 (FSDP)"
         )
 
 
-def _precision(training: Training, assumptions: list[str]) -> Precision:
+def _precision(training: Training, assumptions: list[str], *, old: bool) -> Precision:
     preset = training.precision
     if isinstance(preset, Precision):
-        if preset.compute == preset.parameters == preset.gradients or preset.parameters in (preset.compute, "fp32"):
-            return preset
-        raise InvalidInput.at(
-            "/training/precision/parameters",
-            f"weights in {preset.parameters} cannot be computed with in {preset.compute}; "
-            f"keep them in {preset.compute} or fp32",
-        )
+        _check_precision(preset, training.framework)
+        return preset
     if preset is None:
-        preset = "bf16-mixed"
-        assumptions.append("precision: bf16-mixed")
+        preset = "fp16-mixed" if old else "bf16-mixed"
+        assumptions.append(f"precision: {preset}")
     if preset in ("int8", "fp8"):
         raise InvalidInput.at(
             "/training/precision",
@@ -182,6 +193,8 @@ def _precision(training: Training, assumptions: list[str]) -> Precision:
             "bf16-mixed, fp16-mixed, fp32, bf16 or fp16",
         )
     if preset == "fp32" or preset == "bf16" or preset == "fp16":  # noqa: PLR1714 - mypy narrows by ==
+        if preset != "fp32" and training.framework in ("deepspeed", "megatron"):
+            assumptions.append(f"precision {preset}: everything in {preset}, without the FP32 master weights of a mix")
         return Precision(compute=preset, parameters=preset, gradients=preset, optimizer_states=preset)
     half: FloatFormat = "bf16" if preset == "bf16-mixed" else "fp16"
     if training.framework == "deepspeed":
@@ -192,15 +205,41 @@ def _precision(training: Training, assumptions: list[str]) -> Precision:
     return Precision(compute=half, parameters="fp32", gradients="fp32")
 
 
-def _attention(training: Training, precision: Precision, assumptions: list[str]) -> Attention:
+def _check_precision(precision: Precision, framework: Framework) -> None:
+    """Refuses combinations of formats that the framework cannot run."""
+    own_optimizer = framework in ("deepspeed", "megatron")
+    weights = (precision.compute,) if framework == "megatron" else (precision.compute, "fp32")
+    gradients = (precision.parameters, "fp32") if own_optimizer else (precision.parameters,)
+    if precision.parameters not in weights:
+        raise InvalidInput.at(
+            "/training/precision/parameters",
+            f"{framework} cannot compute in {precision.compute} with weights in {precision.parameters}; "
+            f"keep them in {' or '.join(dict.fromkeys(weights))}",
+        )
+    if precision.gradients not in gradients:
+        raise InvalidInput.at(
+            "/training/precision/gradients",
+            f"{framework} keeps gradients of {precision.parameters} weights in {' or '.join(dict.fromkeys(gradients))}",
+        )
+    if precision.master_weights and not own_optimizer:
+        raise InvalidInput.at(
+            "/training/precision/master_weights", f"{framework}'s optimizers keep no master weights; leave them out"
+        )
+    if precision.master_weights and precision.parameters == "fp32":
+        raise InvalidInput.at("/training/precision/master_weights", "the weights are FP32 already; leave them out")
+
+
+def _attention(training: Training, precision: Precision, assumptions: list[str], *, old: bool) -> Attention:
     if training.attention is None:
-        attention: Attention = "sdpa" if precision.compute == "fp32" else "flash"
+        attention: Attention = "sdpa" if precision.compute == "fp32" or old else "flash"
         assumptions.append(f"attention: {attention}")
         return attention
     if training.attention == "flash" and precision.compute == "fp32":
         raise InvalidInput.at(
             "/training/attention", "flash attention computes in 16 bit only; use sdpa or eager with fp32"
         )
+    if training.attention == "flash" and old:
+        raise InvalidInput.at("/training/attention", "flash attention needs compute capability 8.0; use sdpa or eager")
     return training.attention
 
 
@@ -233,24 +272,25 @@ def _target_length(training: Training, architecture: Architecture, sequence_leng
                 f"{architecture.family.model_type} has no decoder beside an encoder; leave target_sequence_length out",
             )
         return sequence_length
-    positions = architecture.shapes.longest_sequence if "position_rows" in architecture.sizes else LONGEST_TARGET
+    positions = architecture.shapes.longest_sequence if "position_rows" in architecture.sizes else sequence_length
     longest = architecture.sizes.get("target_position_rows", positions)
     if training.target_sequence_length is None:
         length = min(sequence_length, longest)
         assumptions.append(f"target_sequence_length: {length}")
         return length
-    if training.target_sequence_length > longest:
+    bounded = "target_position_rows" in architecture.sizes or "position_rows" in architecture.sizes
+    if bounded and training.target_sequence_length > longest:
         raise InvalidInput.at(
             "/training/target_sequence_length", f"the model has {longest} target positions; send at most as many"
         )
     return training.target_sequence_length
 
 
-def _batches(training: Training, parallelism: Parallelism) -> tuple[int, int]:
+def _accumulation_steps(training: Training, parallelism: Parallelism) -> int:
     per_step = training.micro_batch_size * parallelism.data_parallel_size
     steps = training.gradient_accumulation_steps
     if training.global_batch_size is None:
-        return steps or 1, per_step * (steps or 1)
+        return steps or 1
     if training.global_batch_size % per_step:
         raise ImpossibleLayout.at(
             "/training/global_batch_size",
@@ -265,4 +305,4 @@ def _batches(training: Training, parallelism: Parallelism) -> tuple[int, int]:
             f"global_batch_size {training.global_batch_size} takes {needed} accumulation steps, not {steps}; "
             "leave one of them out",
         )
-    return needed, training.global_batch_size
+    return needed

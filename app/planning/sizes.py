@@ -103,17 +103,8 @@ class Size:
             self._text = _factored(self._terms)
         return self._text
 
-    def dominates(self, other: "Size") -> bool:
-        """Whether this is at least `other` whatever the sizes are: every term's coefficient is as large."""
-        return all(self._terms.get(factors, 0) >= coefficient for factors, coefficient in other._terms.items()) and all(
-            coefficient >= 0 or other._terms.get(factors, 0) <= coefficient
-            for factors, coefficient in self._terms.items()
-        )
-
     def evaluate(self, sizes: Sizes) -> Any:
-        """The number for these sizes: an int, or an int64 array where `sizes` holds arrays. KeyError on a missing
-        name.
-        """
+        """The number for these sizes: an int, or an int64 array where they are arrays. KeyError on a missing name."""
         if self._code is None:
             self._code = _compiled(_summed(self._terms))
         return eval(self._code, _FUNCTIONS, sizes)  # noqa: S307 - compiled from our own terms
@@ -149,7 +140,7 @@ def evaluate(formula: str, sizes: Sizes) -> Any:
     return eval(_compiled(formula), _FUNCTIONS, sizes)  # noqa: S307 - formulas are printed by Size only
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=8192)
 def _compiled(formula: str) -> CodeType:
     return compile(formula, "<formula>", "eval")
 

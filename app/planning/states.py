@@ -8,7 +8,7 @@ the framework's choice and stands in the recipe's precision: autocast keeps FP32
 
 from app.planning.ledger import Segment
 from app.planning.recipe import Rules
-from app.planning.sizes import Size, ceil_div, named, smallest, total
+from app.planning.sizes import Size, ceil_div, largest, named, smallest, total
 from app.planning.sources import (
     DDP,
     DEEPSPEED_CONFIG,
@@ -25,6 +25,7 @@ from app.planning.timeline import NOTHING, Moment
 from app.precision.formats import FORMATS
 
 PARAMETERS = named("parameters")
+TRAINABLE = named("trainable_parameters")
 SHARDS = named("data_parallel_size")
 LARGEST_WEIGHT = named("largest_weight")
 
@@ -33,6 +34,10 @@ DEEPSPEED_BUCKET_ELEMENTS = 500_000_000
 
 DEEPSPEED_PREFETCH_ELEMENTS = 50_000_000
 """`stage3_prefetch_bucket_size` of DeepSpeed."""
+
+
+DEEPSPEED_LIVE_ELEMENTS = 1_000_000_000
+"""`stage3_max_live_parameters` of DeepSpeed: so many stay gathered, since they are used again within reuse distance."""
 
 
 def element_bytes(format: str) -> int:
@@ -57,7 +62,7 @@ def kept(rules: Rules, segments: tuple[Segment, ...]) -> list[Term]:
             Term(f"weights.{name}", "weights", elements * weight_bytes, TENSOR_SIZE)
             for name, elements in elements_by_component(segments).items()
         ]
-    shard = sharded(PARAMETERS, when=rules.zero_stage >= 1)
+    shard = sharded(TRAINABLE, when=rules.zero_stage >= 1)
     if precision.master_weights is not None:
         terms.append(
             Term("master_weights", "optimizer_states", shard * element_bytes(precision.master_weights), source)
@@ -78,12 +83,15 @@ def gradients(rules: Rules, moment: Moment) -> list[Term]:
     source = _state_source(rules)
     if rules.framework == "megatron" or rules.accumulated or (rules.framework == "deepspeed" and rules.zero_stage >= 2):
         terms = [
-            Term("gradients", "gradients", sharded(PARAMETERS, when=rules.zero_stage >= 2) * gradient_bytes, source)
+            Term("gradients", "gradients", sharded(TRAINABLE, when=rules.zero_stage >= 2) * gradient_bytes, source)
         ]
         fresh = moment.own_gradients if rules.fully_sharded else moment.fresh_gradients
+        if rules.fully_sharded and rules.framework == "transformers":
+            whole = TRAINABLE * element_bytes(rules.precision.compute)
+            terms.append(Term("gradients.unsynchronized", "temporary", whole, FSDP))
         if rules.framework != "megatron":
             terms.append(
-                Term("gradients.new", "temporary", fresh * element_bytes(rules.precision.compute), TENSOR_SIZE)
+                Term("gradients.new", "temporary", fresh * element_bytes(rules.kernels.parameters), TENSOR_SIZE)
             )
         return terms
     if rules.zero_stage >= 2:
@@ -106,7 +114,8 @@ def in_passing(rules: Rules, segments: tuple[Segment, ...], segment: Segment | N
         terms.append(Term("deepspeed.reduce_bucket", "temporary", bucket, DEEPSPEED_CONFIG))
         if rules.zero_stage == 3 and segment is not None:
             prefetched = smallest(PARAMETERS, Size.of(DEEPSPEED_PREFETCH_ELEMENTS))
-            gathered = segment.parameters + prefetched
+            live = largest(segment.parameters + prefetched, Size.of(DEEPSPEED_LIVE_ELEMENTS))
+            gathered = smallest(PARAMETERS, live)
             terms.append(Term("deepspeed.gathered_weights", "temporary", gathered * compute_bytes, DEEPSPEED_CONFIG))
     elif rules.fully_sharded and segment is not None:
         terms.append(
@@ -121,7 +130,7 @@ def in_passing(rules: Rules, segments: tuple[Segment, ...], segment: Segment | N
             reducing = element_bytes("fp32" if rules.framework == "torchtitan" else rules.precision.compute)
             terms.append(Term("fsdp.reduce_scatter_input", "temporary", segment.parameters * reducing, FSDP))
     elif rules.replicated and rules.framework in ("transformers", "torchtitan"):
-        copies = PARAMETERS * element_bytes(rules.precision.gradients)
+        copies = TRAINABLE * element_bytes(rules.precision.gradients)
         terms.append(Term("ddp.buckets", "temporary", copies, DDP))
     return terms
 
@@ -129,8 +138,8 @@ def in_passing(rules: Rules, segments: tuple[Segment, ...], segment: Segment | N
 def step(rules: Rules) -> list[Term]:
     """All gradients and the optimizer's scratch, while the optimizer steps."""
     precision = rules.precision
-    gradient = sharded(PARAMETERS, when=rules.zero_stage >= 2)
-    shard = sharded(PARAMETERS, when=rules.zero_stage >= 1)
+    gradient = sharded(TRAINABLE, when=rules.zero_stage >= 2)
+    shard = sharded(TRAINABLE, when=rules.zero_stage >= 1)
     source = _state_source(rules)
     terms = [Term("gradients", "gradients", gradient * element_bytes(precision.gradients), source)]
     if rules.framework in ("deepspeed", "megatron") and precision.master_weights and precision.gradients != "fp32":
@@ -140,7 +149,9 @@ def step(rules: Rules) -> list[Term]:
             scratch = shard * element_bytes(precision.optimizer_states)
             terms.append(Term("optimizer.foreach_scratch", "temporary", scratch, TORCH_OPTIM))
         elif rules.optimizer_implementation == "for-loop":
-            scratch = LARGEST_WEIGHT * (2 * element_bytes(precision.optimizer_states))
+            scratch = sharded(LARGEST_WEIGHT, when=rules.fully_sharded) * (
+                2 * element_bytes(precision.optimizer_states)
+            )
             terms.append(Term("optimizer.loop_scratch", "temporary", scratch, TORCH_OPTIM))
     return terms
 

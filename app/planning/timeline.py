@@ -87,7 +87,7 @@ class _Gradients:
         return self._of.pop(tensor) if tensor in self._of else self.allocate(NOTHING)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=512)
 def record(model_type: str, layout: object, kernels: Kernels) -> tuple[Segment, ...]:
     """The ledger of a family's forward pass with loss, as these kernels run it."""
     tape = Tape(kernels)
@@ -97,7 +97,6 @@ def record(model_type: str, layout: object, kernels: Kernels) -> tuple[Segment, 
     return tuple(tape.segments)
 
 
-@lru_cache(maxsize=1024)
 def moments(segments: tuple[Segment, ...], recompute: Recompute) -> tuple[Moment, ...]:
     """The moments of forward and backward that can be the peak, in the order a step reaches them."""
     kept = [kept_after_forward(segment, recompute) for segment in segments]
@@ -141,7 +140,7 @@ def kept_after_forward(segment: Segment, recompute: Recompute) -> ByComponent:
 def new_gradients(segment: Segment, allocated: AbstractSet[Weight]) -> Size:
     """Elements of weight gradients that one repeat of a segment allocates, beside those `allocated` before."""
     weights = {weight for operation in segment.operations for weight in (*operation.weights, *operation.tied)}
-    return total(weight.elements for weight in weights if weight not in allocated)
+    return total(weight.elements for weight in weights if weight.trainable and weight not in allocated)
 
 
 def backward(segment: Segment, recompute: Recompute, allocated: AbstractSet[Weight]) -> Iterator[Moment]:
@@ -166,8 +165,8 @@ def backward(segment: Segment, recompute: Recompute, allocated: AbstractSet[Weig
             saved, again = saved + again, Counter()
         arriving = gradients.take(operation.output)
         weights = (*operation.weights, *operation.tied)
-        fresh = total(weight.elements for weight in weights)
-        fresh_own = total(weight.elements for weight in weights if weight not in allocated)
+        fresh = total(weight.elements for weight in weights if weight.trainable)
+        fresh_own = total(weight.elements for weight in weights if weight.trainable and weight not in allocated)
         added = total(weight.elements for weight in operation.weights if weight in allocated) * parameter_bytes
         if operation.in_place:
             saved -= Counter(operation.saves)

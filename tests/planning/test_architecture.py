@@ -77,7 +77,9 @@ def test_fields_that_change_nothing_are_named() -> None:
 
 @given(st.integers(min_value=10**5, max_value=10**15))
 def test_a_bare_count_is_held_exactly(parameters: int) -> None:
-    assert from_parameters(parameters).parameters == parameters
+    architecture = from_parameters(parameters)
+    assert architecture.parameters == parameters
+    assert 0 <= architecture.sizes["unattributed_parameters"] < max(100, parameters / 10)
 
 
 @given(

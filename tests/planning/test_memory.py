@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from app import catalog
@@ -54,6 +54,7 @@ def ask(architecture: Architecture, training: Training, parallelism: Parallelism
 @given(trainings, layouts)
 @settings(max_examples=60, deadline=None)
 def test_components_sum_to_the_total_and_every_formula_gives_its_bytes(training: Training, layout: Parallelism) -> None:
+    assume(training.framework != "megatron" or layout.zero_stage < 2)
     for architecture in (LLAMA_8B, GPT2):
         answer = ask(architecture, training, layout)
         assert sum(component.bytes for component in answer.components) == answer.per_gpu.total_bytes
@@ -71,6 +72,7 @@ def test_components_sum_to_the_total_and_every_formula_gives_its_bytes(training:
 def test_states_of_all_shards_hold_the_whole_and_less_than_one_element_more_each(
     training: Training, ranks: int
 ) -> None:
+    assume(training.framework != "megatron")
     whole = ask(LLAMA_8B, training, Parallelism(data_parallel_size=1, zero_stage=3))
     shard = ask(LLAMA_8B, training, Parallelism(data_parallel_size=ranks, zero_stage=3))
     for group in ("weights_bytes", "optimizer_states_bytes"):
@@ -81,9 +83,10 @@ def test_states_of_all_shards_hold_the_whole_and_less_than_one_element_more_each
 @given(trainings, st.integers(2, 64))
 @settings(max_examples=40, deadline=None)
 def test_a_higher_zero_stage_never_needs_more(training: Training, ranks: int) -> None:
+    stages = {"megatron": (0, 1), "torchtitan": (0, 2, 3), "transformers": (0, 1, 2, 3), "deepspeed": (1, 2, 3)}
     needed = [
         ask(LLAMA_8B, training, Parallelism(data_parallel_size=ranks, zero_stage=stage)).per_gpu.total_bytes
-        for stage in (0, 2, 3)
+        for stage in stages[training.framework]
     ]
     assert needed == sorted(needed, reverse=True)
 
@@ -120,7 +123,8 @@ def test_accumulation_keeps_gradients_through_the_next_forward() -> None:
 def test_one_formula_prices_one_layout_and_a_grid_of_them_alike() -> None:
     recipe = resolve(Training(sequence_length=512), Parallelism(data_parallel_size=2, zero_stage=3), LLAMA_8B)
     moments = step_moments(recipe.rules, LLAMA_8B.ledger(recipe.rules.kernels))
-    fixed = {**LLAMA_8B.sizes, "parameters": LLAMA_8B.parameters, "largest_weight": 1}
+    counts = dict.fromkeys(("parameters", "trainable_parameters"), LLAMA_8B.parameters)
+    fixed = {**LLAMA_8B.sizes, **counts, "largest_weight": 1}
     grid = [(batch, length, ranks) for batch in (1, 3) for length in (128, 8192) for ranks in (2, 7, 1024)]
     batches, lengths, ranks = (np.array(column, dtype=np.int64) for column in zip(*grid, strict=True))
     names = ("micro_batch_size", "sequence_length", "data_parallel_size")
@@ -148,6 +152,29 @@ def test_one_formula_prices_one_layout_and_a_grid_of_them_alike() -> None:
         ),
         ({"precision": "fp32", "attention": "flash"}, {}, "/training/attention", "16 bit"),
         ({"precision": "int8"}, {}, "/training/precision", "rule of thumb"),
+        ({"framework": "megatron"}, {"zero_stage": 3}, "/parallelism/zero_stage", "ZeRO-1"),
+        ({"target_sequence_length": 8}, {}, "/training/target_sequence_length", "no decoder beside an encoder"),
+        (
+            {"precision": {"compute": "bf16", "parameters": "fp32", "gradients": "bf16"}},
+            {},
+            "/training/precision/gradients",
+            "gradients of fp32 weights in fp32",
+        ),
+        (
+            {"precision": {"compute": "bf16", "parameters": "bf16", "gradients": "bf16", "master_weights": "fp32"}},
+            {},
+            "/training/precision/master_weights",
+            "no master weights",
+        ),
+        (
+            {
+                "framework": "megatron",
+                "precision": {"compute": "bf16", "parameters": "fp32", "gradients": "fp32"},
+            },
+            {},
+            "/training/precision/parameters",
+            "keep them in bf16",
+        ),
         (
             {"framework": "megatron", "optimizer_implementation": "foreach"},
             {},
@@ -177,6 +204,37 @@ def test_experts_are_split_evenly_or_not_at_all(size: int, says: str) -> None:
     mixtral = catalog.load().model("mistralai/Mixtral-8x7B-v0.1").architecture
     with pytest.raises(InvalidInput, match=says):
         ask(mixtral, Training(), Parallelism(expert_parallel_size=size))
+
+
+def test_a_gpu_without_bf16_units_is_planned_for_in_fp16_without_flash_attention() -> None:
+    t4 = catalog.load().gpu("t4")
+    answer = estimate(MemoryInputs(GPT2, Training(), Parallelism(), t4, None, "detailed"))
+    assert {"precision: fp16-mixed", "attention: sdpa"} <= set(answer.assumptions)
+    emulated = estimate(MemoryInputs(GPT2, Training(precision="bf16"), Parallelism(), t4, None, "detailed"))
+    assert any("no BF16 units" in warning for warning in emulated.warnings)
+    with pytest.raises(InvalidInput, match=r"compute capability 8\.0"):
+        estimate(MemoryInputs(GPT2, Training(attention="flash"), Parallelism(), t4, None, "detailed"))
+
+
+def test_everything_left_out_is_said() -> None:
+    said = {line.partition(":")[0] for line in ask(LLAMA_8B, Training()).assumptions}
+    fields = {"framework", "precision", "optimizer", "optimizer_implementation", "attention", "recompute"}
+    assert fields | {"micro_batch_size", "sequence_length"} <= said
+
+
+def test_fixed_positions_get_no_gradient_and_no_state() -> None:
+    marian = catalog.load().model("Helsinki-NLP/opus-mt-en-de").architecture
+    training = Training(micro_batch_size=1, sequence_length=1, optimizer_implementation="fused")
+    answer = ask(marian, training)
+    assert marian.trainable_parameters < marian.parameters
+    assert answer.per_gpu.optimizer_states_bytes == 8 * marian.trainable_parameters
+
+
+def test_unsynchronized_accumulation_keeps_whole_gradients_under_fsdp() -> None:
+    layout = Parallelism(data_parallel_size=8, zero_stage=3)
+    answer = ask(LLAMA_8B, Training(gradient_accumulation_steps=4, micro_batch_size=4), layout)
+    (whole,) = [component for component in answer.components if component.name == "gradients.unsynchronized"]
+    assert whole.bytes == 2 * LLAMA_8B.parameters
 
 
 def test_learned_positions_end_the_sequence_and_rotary_ones_only_warn() -> None:
