@@ -20,6 +20,12 @@ from app.planning.specs import (
 
 DEFAULT_SEQUENCE_LENGTH = 2048
 
+EAGER_ONLY = frozenset({"bloom", "deberta", "deberta-v2"})
+"""Model types whose class has neither flash attention nor sdpa."""
+
+WITHOUT_FLASH = EAGER_ONLY | {"t5", "mt5", "umt5", "longt5"}
+"""Model types whose class has no flash attention."""
+
 AMPERE = 8.0
 """Compute capability from which on GPUs have BF16 units and flash attention."""
 
@@ -67,7 +73,7 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
     check_layout(parallelism, training.framework, architecture)
     old = gpu is not None and float(gpu.compute_capability) < AMPERE
     precision = _precision(training, assumptions, old=old)
-    attention = _attention(training, precision, assumptions, old=old)
+    attention = _attention(training, precision, architecture.family.model_type, assumptions, old=old)
     if old and precision.compute == "bf16":
         warnings.append("this GPU has no BF16 units: PyTorch emulates BF16 there, slowly; fp16-mixed runs natively")
     sequence_length = _sequence_length(training, architecture, assumptions, warnings)
@@ -229,15 +235,26 @@ def _check_precision(precision: Precision, framework: Framework) -> None:
         raise InvalidInput.at("/training/precision/master_weights", "the weights are FP32 already; leave them out")
 
 
-def _attention(training: Training, precision: Precision, assumptions: list[str], *, old: bool) -> Attention:
+def _attention(
+    training: Training, precision: Precision, model_type: str, assumptions: list[str], *, old: bool
+) -> Attention:
     if training.attention is None:
-        attention: Attention = "sdpa" if precision.compute == "fp32" or old else "flash"
+        attention: Attention = "flash"
+        if model_type in EAGER_ONLY:
+            attention = "eager"
+        elif precision.compute == "fp32" or old or model_type in WITHOUT_FLASH:
+            attention = "sdpa"
         assumptions.append(f"attention: {attention}")
         return attention
     if training.attention == "flash" and precision.compute == "fp32":
         raise InvalidInput.at(
             "/training/attention", "flash attention computes in 16 bit only; use sdpa or eager with fp32"
         )
+    if (training.attention == "flash" and model_type in WITHOUT_FLASH) or (
+        training.attention == "sdpa" and model_type in EAGER_ONLY
+    ):
+        has = "eager attention only" if model_type in EAGER_ONLY else "sdpa and eager attention"
+        raise InvalidInput.at("/training/attention", f"the class of {model_type} has {has}")
     if training.attention == "flash" and old:
         raise InvalidInput.at("/training/attention", "flash attention needs compute capability 8.0; use sdpa or eager")
     return training.attention

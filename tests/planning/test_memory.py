@@ -216,6 +216,17 @@ def test_a_gpu_without_bf16_units_is_planned_for_in_fp16_without_flash_attention
         estimate(MemoryInputs(GPT2, Training(attention="flash"), Parallelism(), t4, None, "detailed"))
 
 
+def test_a_class_without_flash_attention_is_not_planned_with_it() -> None:
+    bloom = catalog.load().model("bigscience/bloom-560m").architecture
+    t5 = catalog.load().model("google-t5/t5-base").architecture
+    assert "attention: eager" in ask(bloom, Training()).assumptions
+    assert "attention: sdpa" in ask(t5, Training()).assumptions
+    with pytest.raises(InvalidInput, match="eager attention only"):
+        ask(bloom, Training(attention="sdpa"))
+    with pytest.raises(InvalidInput, match="sdpa and eager"):
+        ask(t5, Training(attention="flash"))
+
+
 def test_everything_left_out_is_said() -> None:
     said = {line.partition(":")[0] for line in ask(LLAMA_8B, Training()).assumptions}
     fields = {"framework", "precision", "optimizer", "optimizer_implementation", "attention", "recompute"}
