@@ -83,7 +83,7 @@ def _upper_bound() -> str:
     return (
         f"`upper_bound_bytes` widens the allocator's slack to a {overheads.UPPER_ALLOCATOR_SLACK_DIVISOR}th and adds "
         f"{overheads.UPPER_FIXED_BYTES // MIB} MiB for kernels loaded on the way; families whose "
-        f"activations were never compared with traced steps get half of activations and temporary memory more. "
+        f"activations are not verified by traced steps get activations and temporary memory once more. "
         f"It is not calibrated yet."
     )
 
@@ -123,7 +123,7 @@ def families() -> str:
                 f"`{family.model_type}`",
                 f"`{family.class_name}`",
                 family.pretraining_objective,
-                "yes" if family.model_type in overheads.TRACED_FAMILIES else "",
+                "yes" if family.model_type in overheads.VERIFIED_FAMILIES else "",
             )
             for family in members
         )

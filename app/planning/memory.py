@@ -259,11 +259,11 @@ def _hardware_assumptions(inputs: MemoryInputs) -> tuple[str, ...]:
 
 def _family_warnings(architecture: Architecture) -> tuple[str, ...]:
     model_type = architecture.family.model_type
-    if model_type in overheads.TRACED_FAMILIES:
+    if model_type in overheads.VERIFIED_FAMILIES:
         return ()
     warning = (
-        f"activations of {model_type} models have not been compared with traced training steps: weights, gradients and "
-        "states are exact, the rest may be off by half, which the upper bound allows for"
+        f"activations of {model_type} models are not verified by traced training steps: weights, gradients and "
+        "states are exact, the rest may be half of what is needed, which the upper bound allows for"
     )
     return (warning,)
 
