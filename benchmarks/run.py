@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -73,6 +74,30 @@ def grid_of_layouts() -> np.ndarray:
     return peaks
 
 
+def every_reference_config() -> None:
+    """The exact count of each config that the tests know: the first time in this process, and again."""
+    files = sorted((Path(__file__).parent.parent / "tests" / "planning" / "reference_counts").glob("*.jsonl"))
+    configs = [json.loads(line)["config"] for file in files for line in file.read_text().splitlines()]
+    counts = []
+    for config in configs:
+        start = time.process_time()
+        model = from_config(config)
+        active = model.active_parameters
+        first = time.process_time() - start
+        again = cpu_seconds(lambda given=config: from_config(given).active_parameters, 3)
+        counts.append((again, first, model.family.model_type, active == model.parameters))
+    median = statistics.median(again for again, *_ in counts)
+    first = statistics.median(first for _, first, *_ in counts)
+    say(
+        f"the median count of {len(counts):,} reference configs",
+        median,
+        f"the first time {first / median:.1f} × as long",
+    )
+    for what, chosen in (("dense", [one for one in counts if one[3]]), ("of all", counts)):
+        most, _, model_type, _ = max(chosen)
+        say(f"… the slowest {what}: {model_type}", most, f"{most / median:.0f} × the median")
+
+
 def beside_accelerate() -> None:
     """One exact count beside accelerate's estimator, for the same config, if PEER_PYTHON names a Python that has it."""
     peer = os.environ.get("PEER_PYTHON")
@@ -97,6 +122,7 @@ def beside_accelerate() -> None:
 
 
 if __name__ == "__main__":
+    every_reference_config()
     planning()
     beside_accelerate()
     sys.exit(0)

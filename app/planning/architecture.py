@@ -1,8 +1,8 @@
 """A `config.json` → exact shapes and parameter counts, without torch, transformers or a network."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import isqrt
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from app.planning.families import FAMILIES
 from app.planning.families.decoder import Attention, Block, DecoderLayout, Dense
 from app.planning.families.family import Family, Shapes
 from app.planning.families.fields import Fields
-from app.planning.ledger import Component, Kernels, Segment
+from app.planning.ledger import Component, Kernels, Segment, Weight
 from app.planning.sizes import Size, total
 from app.planning.timeline import record
 
@@ -51,17 +51,14 @@ class Architecture:
     @cached_property
     def components(self) -> tuple["ComponentCount", ...]:
         """Parameters by component, in the order of the forward pass; they sum to `parameters`."""
-        tensors: dict[Component, int] = {}
-        amounts: dict[Component, Size] = {}
-        for segment in self.ledger():
-            repeats = segment.repeats.evaluate(self.sizes)
-            for weight in segment.weights:
-                tensors[weight.component] = tensors.get(weight.component, 0) + repeats
-                amount = amounts.get(weight.component, Size({}))
-                amounts[weight.component] = amount + weight.elements * segment.repeats
         return tuple(
-            ComponentCount(name, tensors[name], amount.evaluate(self.sizes), str(amount))
-            for name, amount in amounts.items()
+            ComponentCount(
+                held.component,
+                held.tensors.evaluate(self.sizes),
+                held.elements.evaluate(self.sizes),
+                str(held.elements),
+            )
+            for held in _held(self.family.model_type, self.shapes.layout)
         )
 
     @cached_property
@@ -92,18 +89,40 @@ class Architecture:
     @cached_property
     def trainable_parameters(self) -> int:
         """Parameters that get a gradient in full training: all but fixed tables of positions."""
-        frozen = total(
-            weight.elements * segment.repeats
-            for segment in self.ledger()
-            for weight in segment.weights
-            if not weight.trainable
-        )
-        return self.parameters - int(frozen.evaluate(self.sizes))
+        held = _held(self.family.model_type, self.shapes.layout)
+        return self.parameters - sum(int(part.frozen.evaluate(self.sizes)) for part in held)
 
     @property
     def embedding_parameters(self) -> int:
         """Parameters of word and position embeddings, which no matrix product reads."""
         return sum(count.parameters for count in self.components if count.name in _EMBEDDINGS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a component of a layout holds, whatever its sizes: how many tensors, their elements, the frozen ones."""
+
+    component: Component
+    tensors: Size
+    elements: Size
+    frozen: Size
+
+
+@lru_cache(maxsize=1024)
+def _held(model_type: str, layout: Hashable) -> tuple[_Held, ...]:
+    weights: dict[Component, list[tuple[Size, Weight]]] = {}
+    for segment in record(model_type, layout, _COUNTING):
+        for weight in segment.weights:
+            weights.setdefault(weight.component, []).append((segment.repeats, weight))
+    return tuple(
+        _Held(
+            component,
+            total(repeats for repeats, _ in found),
+            total(repeats * weight.elements for repeats, weight in found),
+            total(repeats * weight.elements for repeats, weight in found if not weight.trainable),
+        )
+        for component, found in weights.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)
