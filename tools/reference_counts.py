@@ -24,72 +24,66 @@ warnings.filterwarnings("ignore")
 # the hub's config names a remote-code class; the class transformers ships for it:
 ALIAS = {"MPTForCausalLM": "MptForCausalLM", "PhiMoEForCausalLM": "PhimoeForCausalLM"}
 NORM = re.compile(r"(norm|^ln_|^ln\d|^ln$)", re.IGNORECASE)
+TOWERS = (
+    ("vision", r"(vision_tower|vision_model|vision_encoder|vision_embed|visual|image_tower|video_tower)"),
+    ("audio", r"audio_tower"),
+)
+EMBEDDINGS = (
+    ("relative_position", r"(relative_attention_bias|rel_embeddings)"),
+    ("type_embedding", r"(token_type|type_embed)"),
+    ("position_embedding", r"(position|wpe)"),
+    ("word_embedding", r""),
+)
+BEFORE_NORMS = (
+    ("projector", r"(multi_modal_projector|mm_projector|image_newline|connector\.|aligner\.|language_projection)"),
+    ("projector", r"(vision_projection|embed_vision|embed_audio|qformer|query_tokens)"),
+    ("router", r"(experts\.router\.|mixer\.gate\.)"),
+    ("attention", r"self_attention\.experts\.bias$"),
+    ("routed_experts", r"(\.experts\.|block_sparse_moe\.(input|output)_linear|\.mlp\.(input|output)_linear\.)"),
+    ("shared_experts", r"(shared_experts?\.|shared_mlp)"),
+    ("norm", r"((altup|laurel).*norm|norm.*(altup|laurel|_residual$))"),
+    ("residual", r"(altup|laurel|_residual$)"),
+    ("router", r"(shared_expert_gate|router|moe\.gate\.|mlp\.gate\.|ffn\.gate\.|feed_forward\.gate\.)"),
+    ("norm", r"pre_ln\."),
+    (
+        "ssm_or_linear_attention",
+        r"(temporal_block\.(linear_|conv_1d|rg_lru)|mlstm_layer\.[qkviof]|layers\.\d+\.conv\.)",
+    ),
+    ("attention", r"mixer\.[qkvo]_proj"),
+    ("mlp", r"(mixer\.(up|down|fc\d_latent)_proj|feed_forward\.(key|value|time_mix)|layers\.\d+\.linear\.)"),
+)
+AFTER_NORMS = (
+    ("head_other", r"(lm_head|predictions|vocab_transform|vocab_projector|cls\.|generator|final_logits)"),
+    ("head_other", r"((^|\.)decoder\.bias|^head\.)"),
+    ("ssm_or_linear_attention", r"(mixer|mamba|linear_attn|conv1d|layers\.\d+\.conv\.|ssm|a_log)"),
+    ("ssm_or_linear_attention", r"(?<!self_attn\.)dt_proj"),
+    ("embedding_projection", r"(embedding_hidden_mapping_in|embeddings_project|project_in|project_out)"),
+    ("attention", r"(attn|attention|query|key|value|q_proj|k_proj|v_proj|o_proj|qkv)"),
+    ("mlp", r"(mlp|ffn|fc1|fc2|intermediate|output\.dense|dense|feed_forward|pooler|block_sparse)"),
+    ("mlp", r"(wi_|\.wi\.|\.wo\.|lin1|lin2|fc_in|fc_out)"),
+    ("embedding_projection", r"per_layer_"),
+)
+"""Components and what the names of their parameters contain; the first that fits counts."""
+
+
+def first_fit(table, name):
+    return next((part for part, pattern in table if re.search(pattern, name)), None)
 
 
 def component(name, is_emb, head_names):
-    low = name.lower()
     if name in head_names:
         return "lm_head"
-    if re.search(r"(vision_tower|vision_model|vision_encoder|vision_embed|visual|image_tower|video_tower)", low):
-        return "vision"
-    if "audio_tower" in low:
-        return "audio"
+    low = name.lower()
+    if tower := first_fit(TOWERS, low):
+        return tower
     if is_emb:
-        if re.search(r"(relative_attention_bias|rel_embeddings)", low):
-            return "relative_position"
-        if re.search(r"(token_type|type_embed)", low):
-            return "type_embedding"
-        if re.search(r"(position|wpe)", low):
-            return "position_embedding"
-        return "word_embedding"
-    if re.search(r"(multi_modal_projector|mm_projector|image_newline|connector\.|aligner\.)", low) or re.search(
-        r"(vision_projection|embed_vision|embed_audio|qformer|query_tokens|language_projection)", low
-    ):
-        return "projector"
-    if re.search(r"(experts\.router\.|mixer\.gate\.)", low):
-        return "router"
-    if re.search(r"self_attention\.experts\.bias$", low):
-        return "attention"
-    if re.search(r"\.mlp\.(input|output)_linear\.", low):
-        return "routed_experts"
-    if re.search(r"\.experts\.", low) or re.search(r"block_sparse_moe\.(input|output)_linear", low):
-        return "routed_experts"
-    if re.search(r"shared_expert(s)?\.", low) or "shared_mlp" in low:
-        return "shared_experts"
-    if re.search(r"(altup|laurel|_residual$)", low):
-        return "norm" if "norm" in low else "residual"
-    if re.search(r"(shared_expert_gate|router|moe\.gate\.|mlp\.gate\.|ffn\.gate\.|feed_forward\.gate\.)", low):
-        return "router"
-    if "pre_ln." in low:
-        return "norm"
-    if re.search(r"(temporal_block\.(linear_|conv_1d|rg_lru)|mlstm_layer\.[qkviof]|layers\.\d+\.conv\.)", low):
-        return "ssm_or_linear_attention"
-    if re.search(r"mixer\.[qkvo]_proj", low):
-        return "attention"
-    if re.search(r"(mixer\.(up|down|fc\d_latent)_proj|feed_forward\.(key|value|time_mix)|layers\.\d+\.linear\.)", low):
-        return "mlp"
+        return first_fit(EMBEDDINGS, low)
+    if found := first_fit(BEFORE_NORMS, low):
+        return found
     parts = [part for part in name.split(".") if not part.isdigit()]
     if NORM.search(parts[-2] if len(parts) > 1 else name):
         return "norm"
-    if re.search(
-        r"(lm_head|predictions|vocab_transform|vocab_projector|cls\.|generator|final_logits|(^|\.)decoder\.bias|^head\.)",
-        low,
-    ):
-        return "head_other"
-    if re.search(r"(mixer|mamba|linear_attn|conv1d|layers\.\d+\.conv\.|ssm|a_log|(?<!self_attn\.)dt_proj)", low):
-        return "ssm_or_linear_attention"
-    if re.search(r"(embedding_hidden_mapping_in|embeddings_project|project_in|project_out)", low):
-        return "embedding_projection"
-    if re.search(r"(attn|attention|query|key|value|q_proj|k_proj|v_proj|o_proj|qkv)", low):
-        return "attention"
-    if re.search(
-        r"(mlp|ffn|fc1|fc2|intermediate|output\.dense|dense|feed_forward|wi_|\.wi\.|\.wo\.|lin1|lin2|fc_in|fc_out|pooler|block_sparse)",
-        low,
-    ):
-        return "mlp"
-    if "per_layer_" in low:
-        return "embedding_projection"
-    return "other"
+    return first_fit(AFTER_NORMS, low) or "other"
 
 
 def moe_info(cfg):

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from app.agent import identity, log
+from app import logs
+from app.agent import identity
 from app.agent.client import Client, SendError
 from app.agent.delivery import Delivery
 from app.agent.demo import DemoSource
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the agent with the arguments `argv` (None: the process's own). Returns the exit status, see `--help`."""
     try:
         options = parse(argv, os.environ)
-        log.configure(options.log_level)
+        logs.configure(options.log_level)
         for warning in options.warnings:
             logger.warning(warning)
         reporter = Reporter(options, _source(options))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from app.planning.families.decoder import Attention, Block, DecoderLayout, Dense, forward
 from app.planning.families.family import Family, Shapes
 from app.planning.families.fields import Fields
-from app.planning.families.gpt import GPTJ_MODULES
+from app.planning.families.gpt import GPT_NEOX_MODULES, GPTJ_MODULES
 from app.planning.families.opt import OPT_MODULES, POSITION_OFFSET
 from app.planning.families.read import GPT2_NAMES, Defaults, decoder_sizes, uniform_heads
 from app.planning.modules import ACTIVATIONS
@@ -67,15 +67,7 @@ MPT_MODULES = (
     ("embed_tokens", "wte"),
 )
 BIOGPT_MODULES = (*OPT_MODULES, ("lm_head", "output_projection"))
-GPT_NEOX_JAPANESE_MODULES = (
-    ("self_attn", "attention"),
-    ("qkv_proj", "query_key_value"),
-    ("self_attn.o_proj", "dense"),
-    ("mlp.up_proj", "dense_h_to_4h"),
-    ("mlp.down_proj", "dense_4h_to_h"),
-    ("embed_tokens", "embed_in"),
-    ("lm_head", "embed_out"),
-)
+GPT_NEOX_JAPANESE_MODULES = (*GPT_NEOX_MODULES, ("lm_head", "embed_out"))
 
 
 def read_gpt(fields: Fields) -> Shapes:

@@ -1,4 +1,4 @@
-"""Encoders with rotary positions: ModernBERT, NomicBERT, EuroBERT, Jina embeddings v3, GTE, ESM C, RoFormer and ESM.
+"""Encoders with rotary positions: NomicBERT, EuroBERT, Jina embeddings v3, GTE, ESM C, RoFormer and ESM.
 
 Source: the modeling files of the same names in transformers.
 """
@@ -26,59 +26,13 @@ from app.planning.families.family import Shapes
 from app.planning.families.fields import Fields
 from app.planning.families.read import Defaults, decoder_sizes, is_grouped
 from app.planning.ledger import Tape, Tensor, Weight
-from app.planning.modules import Norm, idle_linear
+from app.planning.modules import idle_linear
 from app.planning.sizes import Size, named
 
-MODERNBERT_MODULES = (
-    ("self_attn", "attn"),
-    ("qkv_proj", "Wqkv"),
-    ("self_attn.o_proj", "Wo"),
-    ("gate_up_proj", "Wi"),
-    ("mlp.down_proj", "Wo"),
-    ("transform", "head.dense"),
-    ("lm_head", "decoder"),
-)
 NOMIC_MODULES = BERT_MODULES[-2:]
 JINA_MODULES = (("mlp.up_proj", "fc1"), ("mlp.down_proj", "fc2"), *ROBERTA_MODULES[-2:])
 GTE_MODULES = ROBERTA_MODULES[-2:]
 ROFORMER_MODULES = (*BERT_MODULES, ("projection", "embeddings_project"))
-
-
-def read_modernbert(fields: Fields) -> Shapes:
-    """ModernBERT: pre-norm, gated MLP, norms without bias, none before the first attention."""
-    sizes = encoder_sizes(fields, Defaults(50368, 768, 22, 12, 8192, intermediate_size=1152))
-    fields.ignore("norm_eps", "initializer_cutoff_factor", "local_attention", "global_attn_every_n_layers")
-    fields.ignore("global_rope_theta", "local_rope_theta", "classifier_pooling", "classifier_dropout", "mlp_dropout")
-    fields.ignore("deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index", "reference_compile")
-    fields.ignore("position_embedding_type", "repad_logits_with_grad")
-    kind: Norm = "layer" if fields.flag("norm_bias", default=False) else "layer-no-bias"
-    bias = fields.flag("attention_bias", default=False)
-    attention = Attention(
-        grouped=False,
-        bias=bias,
-        output_bias=bias,
-        joint=True,
-        dropout=fields.probability("attention_dropout", default=0.0),
-    )
-    gelu = fields.activation("hidden_activation", default="gelu")
-    dense = Dense(activation=gelu, bias=fields.flag("mlp_bias", default=False), joint=True)
-    sizes["num_first_layers"] = 1
-    sizes["num_later_layers"] = sizes["num_hidden_layers"] - 1
-    first = Block(attention, dense, repeats="num_first_layers", norm=kind, first=True)
-    later = Block(attention, dense, repeats="num_later_layers", norm=kind)
-    layout = EncoderLayout(
-        (first, later) if sizes["num_later_layers"] else (first,),
-        tied=fields.flag("tie_word_embeddings", default=True),
-        norm=kind,
-        head_activation=fields.activation("classifier_activation", default="gelu"),
-        positions=False,
-        rotary=True,
-        final_norm=True,
-        head_bias=fields.flag("decoder_bias", default=True),
-        head_dense_bias=fields.flag("classifier_bias", default=False),
-        dropout=fields.probability("embedding_dropout", default=0.0),
-    )
-    return shapes_of(layout, sizes)
 
 
 def read_nomic_bert(fields: Fields) -> Shapes:
@@ -240,7 +194,6 @@ def esm_head(tape: Tape, layout: EncoderLayout, x: Tensor, table: Weight) -> Non
     masked_head(tape, layout, x, table)
 
 
-MODERNBERT = encoder_family("modernbert", "ModernBertForMaskedLM", read_modernbert, MODERNBERT_MODULES)
 NOMIC_BERT = encoder_family("nomic_bert", "NomicBertForMaskedLM", read_nomic_bert, NOMIC_MODULES)
 EUROBERT = encoder_family("eurobert", "EuroBertForMaskedLM", read_eurobert, ())
 JINA_EMBEDDINGS_V3 = encoder_family(

@@ -1,38 +1,48 @@
-"""ModernBERT as a decoder: the encoder's blocks with separate query, key and value, and its head over all positions.
+"""ModernBERT, and the decoder made of its blocks with separate query, key and value.
 
-Source: transformers modeling_modernbert_decoder.py.
+Source: transformers modeling_modernbert.py, modeling_modernbert_decoder.py.
 """
 
 from app.planning.families.decoder import Attention, Block, Dense
-from app.planning.families.encoder import EncoderLayout, forward
+from app.planning.families.encoder import EncoderLayout, encoder_family, encoder_sizes, forward, shapes_of
 from app.planning.families.family import Family, Shapes
 from app.planning.families.fields import Fields
 from app.planning.families.read import Defaults, decoder_sizes, uniform_heads
 from app.planning.modules import Norm
 
 DEFAULTS = Defaults(50368, 768, 22, 12, 8192, intermediate_size=1152)
-MODULES = (
+_SHARED_MODULES = (
     ("self_attn", "attn"),
     ("self_attn.o_proj", "Wo"),
     ("gate_up_proj", "Wi"),
     ("mlp.down_proj", "Wo"),
-    ("transform", "lm_head.dense"),
     ("lm_head", "decoder"),
 )
+MODERNBERT_MODULES = (*_SHARED_MODULES, ("qkv_proj", "Wqkv"), ("transform", "head.dense"))
+MODERNBERT_DECODER_MODULES = (*_SHARED_MODULES, ("transform", "lm_head.dense"))
+
+
+def read_modernbert(fields: Fields) -> Shapes:
+    """ModernBERT: pre-norm, gated MLP, norms without bias, none before the first attention."""
+    return _shapes(fields, encoder_sizes(fields, DEFAULTS), joint=True)
 
 
 def read_modernbert_decoder(fields: Fields) -> Shapes:
-    """ModernBERT decoder: norms without bias unless said otherwise, none before the first attention."""
+    """ModernBERT decoder: the encoder's blocks with a projection each for query, key and value."""
     sizes = decoder_sizes(fields, DEFAULTS)
     uniform_heads(fields, sizes)
+    return _shapes(fields, sizes, joint=False)
+
+
+def _shapes(fields: Fields, sizes: dict[str, int], *, joint: bool) -> Shapes:
     fields.ignore("norm_eps", "initializer_cutoff_factor", "local_attention", "global_attn_every_n_layers")
-    fields.ignore("global_rope_theta", "local_rope_theta", "classifier_dropout", "classifier_pooling", "mlp_dropout")
+    fields.ignore("global_rope_theta", "local_rope_theta", "classifier_pooling", "classifier_dropout", "mlp_dropout")
     fields.ignore("deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index", "reference_compile")
     fields.ignore("position_embedding_type", "repad_logits_with_grad")
     kind: Norm = "layer" if fields.flag("norm_bias", default=False) else "layer-no-bias"
     bias = fields.flag("attention_bias", default=False)
     dropout = fields.probability("attention_dropout", default=0.0)
-    attention = Attention(grouped=False, bias=bias, output_bias=bias, dropout=dropout)
+    attention = Attention(grouped=False, bias=bias, output_bias=bias, joint=joint, dropout=dropout)
     gelu = fields.activation("hidden_activation", default="gelu")
     dense = Dense(activation=gelu, bias=fields.flag("mlp_bias", default=False), joint=True)
     sizes["num_first_layers"] = 1
@@ -51,9 +61,14 @@ def read_modernbert_decoder(fields: Fields) -> Shapes:
         head_dense_bias=fields.flag("classifier_bias", default=False),
         dropout=fields.probability("embedding_dropout", default=0.0),
     )
-    return Shapes(layout, sizes, sizes["max_position_embeddings"])
+    return shapes_of(layout, sizes)
 
 
+MODERNBERT = encoder_family("modernbert", "ModernBertForMaskedLM", read_modernbert, MODERNBERT_MODULES)
 MODERNBERT_DECODER = Family(
-    "modernbert-decoder", "ModernBertDecoderForCausalLM", read_modernbert_decoder, forward, module_names=MODULES
+    "modernbert-decoder",
+    "ModernBertDecoderForCausalLM",
+    read_modernbert_decoder,
+    forward,
+    module_names=MODERNBERT_DECODER_MODULES,
 )
