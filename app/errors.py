@@ -71,12 +71,17 @@ class UnknownName(InvalidInput):
     title = "No such entry"
 
     @classmethod
-    def among(cls, kind: str, name: str, known: list[str], *, pointer: str, see: str) -> Self:
-        """The error for `name`, with the names nearest to it out of `known`, and where to `see` all of them."""
+    def among(
+        cls, kind: str, name: str, known: list[str], *, pointer: str, see: str, instead: str | None = None
+    ) -> Self:
+        """The error for `name`, with the names nearest to it out of `known`, or where to `see` all of them.
+
+        `instead` is what else can be sent when none of them is meant.
+        """
         likeness = {entry: _likeness(name.lower(), entry.lower()) for entry in known}
         nearest = sorted((entry for entry in known if likeness[entry] >= LIKE), key=lambda entry: -likeness[entry])[:3]
         hint = f"nearest: {', '.join(nearest)}" if nearest else f"see {see}"
-        return cls.at(pointer, f"unknown {kind} {name!r}; {hint}")
+        return cls.at(pointer, "; ".join([f"unknown {kind} {name!r}", hint, *([instead] if instead else [])]))
 
 
 def _likeness(name: str, entry: str) -> float:

@@ -161,7 +161,12 @@ def from_config(config: Mapping[str, Any], *, name: str | None = None, pointer: 
         )
     if model_type not in FAMILIES:
         raise UnknownName.among(
-            "model_type", model_type, sorted(FAMILIES), pointer=f"{pointer}/model_type", see="the families in README.md"
+            "model_type",
+            model_type,
+            sorted(FAMILIES),
+            pointer=f"{pointer}/model_type",
+            see="docs/families.md",
+            instead="for another family, send `parameters` instead",
         )
     family = FAMILIES[model_type]
     assumptions = _check_class(config, family, pointer)

@@ -44,6 +44,12 @@ def test_biases_are_counted_where_the_config_has_them() -> None:
     ("changes", "pointer", "says"),
     [
         ({"model_type": "lama"}, "/model/config/model_type", "nearest: llama"),
+        ({"model_type": "lama"}, "/model/config/model_type", "send `parameters` instead"),
+        (
+            {"model_type": "zzzzzz"},
+            "/model/config/model_type",
+            "see docs/families.md; for another family, send `parameters`",
+        ),
         ({"model_type": None}, "/model/config/model_type", "`parameters`"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "/model/config/architectures", "LlamaForCausalLM"),
         ({"hidden_size": -64}, "/model/config/hidden_size", "whole number from 1"),
