@@ -1,24 +1,72 @@
 """How fast the main paths are on this machine: `make bench`. Each figure has a ratio of the same run beside it."""
 
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from app import catalog
-from app.planning.architecture import bare_count, from_config
-from app.planning.memory import MemoryInputs, estimate, step_moments
-from app.planning.recipe import resolve
+from app.planning import states
+from app.planning.architecture import Architecture, bare_count, from_config
+from app.planning.ledger import Segment
+from app.planning.memory import MemoryInputs, estimate, layout_sizes
+from app.planning.peaks import segments_of, step_moments
+from app.planning.pipeline import layer_counts, stages
+from app.planning.recipe import Recipe, Rules, resolve
 from app.planning.sizes import largest_number
 from app.planning.specs import Parallelism, Training
 
-GRID_LAYOUTS = 100_000
+BUDGET_SECONDS = 0.001
+"""CPU time that one detailed estimate may take."""
+
+GRID = {
+    "micro_batch_size": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
+    "sequence_length": tuple(1024 * step for step in range(1, 11)),
+    "data_parallel_size": (1, 2, 3, 4, 6, 8, 16, 32, 64, 128),
+    "tensor_parallel_size": (1, 2, 4, 8),
+    "pipeline_parallel_size": (1, 2, 4, 8, 16),
+    "context_parallel_size": (1, 2, 4, 8, 16),
+}
+"""Axes of the grid: 100,000 layouts."""
+
+PLANNED: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
+    ("dense, FSDP", "meta-llama/Llama-3.1-8B", {}, {"data_parallel_size": 8, "zero_stage": 3}),
+    (
+        "dense, tensor + sequence + pipeline",
+        "meta-llama/Llama-3.1-8B",
+        {"framework": "megatron"},
+        {
+            "data_parallel_size": 2,
+            "zero_stage": 1,
+            "tensor_parallel_size": 4,
+            "sequence_parallel": True,
+            "pipeline_parallel_size": 4,
+        },
+    ),
+    (
+        "dense, a pipeline of 16 stages",
+        "meta-llama/Llama-3.1-70B",
+        {"framework": "megatron", "gradient_accumulation_steps": 64},
+        {"zero_stage": 1, "tensor_parallel_size": 8, "sequence_parallel": True, "pipeline_parallel_size": 16},
+    ),
+    (
+        "experts, 8 ways",
+        "mistralai/Mixtral-8x7B-v0.1",
+        {"framework": "megatron"},
+        {"data_parallel_size": 8, "zero_stage": 1, "expert_parallel_size": 8},
+    ),
+    ("adapters", "meta-llama/Llama-3.1-8B", {"method": "lora"}, {}),
+)
+"""Requests whose estimate is timed: what they show, model, training, layout."""
 
 
 def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
@@ -38,40 +86,139 @@ def say(what: str, seconds: float, beside: str) -> None:
 
 
 def planning() -> None:
-    model = catalog.load().model("meta-llama/Llama-3.1-8B").architecture
-    gpu = catalog.load().gpu("h100-sxm-80gb")
-    detailed = MemoryInputs(model, Training(), Parallelism(data_parallel_size=8, zero_stage=3), gpu, 8, "detailed")
-    rule = MemoryInputs(bare_count(model.parameters), Training(), Parallelism(), gpu, None, "rule_of_thumb")
+    models, gpu = catalog.load(), catalog.load().gpu("h100-sxm-80gb")
+    llama = models.model("meta-llama/Llama-3.1-8B").architecture
+    rule = MemoryInputs(bare_count(llama.parameters), Training(), Parallelism(), gpu, None, "rule_of_thumb")
     of_rule = cpu_seconds(lambda: estimate(rule), 500)
-    of_detailed = cpu_seconds(lambda: estimate(detailed), 200)
-    say("one detailed estimate, Llama-3.1-8B", of_detailed, f"{of_detailed / of_rule:.1f} × the rule of thumb")
+    detailed = {}
+    for what, model, training, layout in PLANNED:
+        inputs = MemoryInputs(
+            models.model(model).architecture,
+            Training.model_validate(training),
+            Parallelism.model_validate(layout),
+            gpu,
+            None,
+            "detailed",
+        )
+        detailed[what] = cpu_seconds(lambda given=inputs: estimate(given), 100)
+        over = "" if detailed[what] <= BUDGET_SECONDS else f"; over the budget of {BUDGET_SECONDS * 1e3:.0f} ms"
+        say(f"a detailed estimate: {what}", detailed[what], f"{detailed[what] / of_rule:.1f} × the rule of thumb{over}")
 
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 8}
     counting = cpu_seconds(lambda: from_config(config).parameters, 500)
-    say("one exact count from a config.json", counting, f"{counting / of_detailed:.2f} × a detailed estimate")
+    dense = detailed["dense, tensor + sequence + pipeline"]
+    say("one exact count from a config.json", counting, f"{counting / dense:.2f} × a detailed estimate")
 
+    peaks = grid_of_layouts()
+    check_grid(peaks)
     pricing = cpu_seconds(grid_of_layouts, 1)
-    one = pricing / GRID_LAYOUTS
-    say(f"a grid of {GRID_LAYOUTS:,} layouts", pricing, f"{of_detailed / one:,.0f} × as many a second as one by one")
+    one = pricing / peaks.size
+    say(f"a grid of {peaks.size:,} layouts", pricing, f"{dense / one:,.0f} × as many a second as one by one")
+
+
+def layout_at(point: dict[str, int]) -> tuple[Training, Parallelism]:
+    """The request of one point of the grid."""
+    training = Training(
+        framework="megatron",
+        micro_batch_size=point["micro_batch_size"],
+        sequence_length=point["sequence_length"],
+        gradient_accumulation_steps=32,
+    )
+    layout = Parallelism(
+        zero_stage=1,
+        sequence_parallel=point["tensor_parallel_size"] > 1,
+        data_parallel_size=point["data_parallel_size"],
+        tensor_parallel_size=point["tensor_parallel_size"],
+        pipeline_parallel_size=point["pipeline_parallel_size"],
+        context_parallel_size=point["context_parallel_size"],
+    )
+    return training, layout
 
 
 def grid_of_layouts() -> np.ndarray:
-    """Peaks of all layouts: micro batches × sequence lengths × shards, through the formulas of a single estimate."""
-    model = catalog.load().model("meta-llama/Llama-3.1-8B").architecture
-    recipe = resolve(Training(), Parallelism(data_parallel_size=2, zero_stage=3), model)
-    moments = step_moments(recipe.rules, model.ledger(recipe.rules.kernels))
-    index = np.arange(GRID_LAYOUTS, dtype=np.int64)
-    sizes = {
-        **model.sizes,
-        "parameters": model.parameters,
-        "trainable_parameters": model.trainable_parameters,
-        "largest_weight": 0,
-        "micro_batch_size": 1 + index % 10,
-        "sequence_length": 128 * (1 + index // 10 % 100),
-        "data_parallel_size": 2 + index // 1000,
-    }
-    peaks: np.ndarray = largest_number(*(moment.allocated.evaluate(sizes) for moment in moments))
+    """Peaks of all layouts, indexed as the axes of `GRID` are, through the formulas of a single estimate.
+
+    Which formulas hold depends on which parallelisms there are at all: those parts of the grid are priced one by one.
+    """
+    peaks = np.zeros([len(axis) for axis in GRID.values()], dtype=np.int64)
+    for parts in itertools.product(*(_off_or_on(name, len(axis)) for name, axis in GRID.items())):
+        peaks[parts] = _peaks({name: axis[part] for (name, axis), part in zip(GRID.items(), parts, strict=True)})
     return peaks
+
+
+def _off_or_on(name: str, length: int) -> tuple[slice, ...]:
+    """The parts of an axis under which different formulas hold: a parallelism of 1, and all others."""
+    discrete = name in ("tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size")
+    return (slice(0, 1), slice(1, length)) if discrete else (slice(0, length),)
+
+
+def _peaks(axes: dict[str, tuple[int, ...]]) -> np.ndarray:
+    """Peaks of one part of the grid. Of a pipeline, those of the first or the last stage, one of which is highest."""
+    model = catalog.load().model("meta-llama/Llama-3.1-8B").architecture
+    recipe = resolve(*layout_at({name: axis[0] for name, axis in axes.items()}), model)
+    ledger, split = model.ledger(recipe.rules.kernels), recipe.split
+    sizes = _common_sizes(axes, model, recipe)
+    if split.whole:
+        return _highest(recipe.rules, segments_of(recipe, model, None), sizes)
+    blocks = tuple(segment.block for segment in ledger)
+    pipelines = [
+        stages(replace(split, stages=size), layer_counts(ledger, model.sizes), blocks)
+        for size in axes["pipeline_parallel_size"]
+    ]
+    found = []
+    for place in (0, -1):
+        chosen = [pipeline[place] for pipeline in pipelines]
+        assert len({stage.structure for stage in chosen}) == 1
+        own = {
+            name: _along("pipeline_parallel_size", [stage.sizes[name] for stage in chosen]) for name in chosen[0].sizes
+        }
+        found.append(_highest(recipe.rules, segments_of(recipe, model, chosen[0]), sizes | own))
+    highest: np.ndarray = largest_number(*found)
+    return highest
+
+
+def _highest(rules: Rules, segments: tuple[Segment, ...], sizes: dict[str, Any]) -> np.ndarray:
+    counts = states.counts_on_rank(segments, experts_apart=rules.experts_apart)
+    sizes = sizes | {name: count.evaluate(sizes) for name, count in counts.items()}
+    peaks: np.ndarray = largest_number(*(moment.allocated.evaluate(sizes) for moment in step_moments(rules, segments)))
+    return peaks
+
+
+def _common_sizes(axes: dict[str, tuple[int, ...]], model: Architecture, recipe: Recipe) -> dict[str, Any]:
+    """What all stages share, as arrays that are long only along the axes they depend on."""
+    names = ("sequence_length", "data_parallel_size", "tensor_parallel_size", "context_parallel_size")
+    points = [dict(zip(names, point, strict=True)) for point in itertools.product(*(axes[name] for name in names))]
+    first = {name: axis[0] for name, axis in axes.items()}
+    found = []
+    for point in points:
+        training, layout = layout_at(first | point)
+        inputs = MemoryInputs(model, training, layout, None, None, "detailed")
+        found.append(layout_sizes(inputs, replace(recipe, sequence_length=point["sequence_length"])))
+    shape = [len(axes[name]) if name in names else 1 for name in GRID]
+    sizes: dict[str, Any] = {}
+    for name in found[0]:
+        values = np.array([one[name] for one in found], dtype=np.int64).reshape(shape)
+        for axis in range(values.ndim):
+            start = values.take([0], axis)
+            values = start if (values == start).all() else values
+        sizes[name] = values
+    return sizes | {"micro_batch_size": _along("micro_batch_size", axes["micro_batch_size"])}
+
+
+def _along(name: str, values: Sequence[int]) -> np.ndarray:
+    """An array along one axis of the grid."""
+    return np.array(values, dtype=np.int64).reshape([-1 if axis == name else 1 for axis in GRID])
+
+
+def check_grid(peaks: np.ndarray) -> None:
+    """Some points of the grid are what a single estimate says, to the byte."""
+    model = catalog.load().model("meta-llama/Llama-3.1-8B").architecture
+    for place in range(0, peaks.size, peaks.size // 97):
+        index = np.unravel_index(place, peaks.shape)
+        point = {name: axis[at] for (name, axis), at in zip(GRID.items(), index, strict=True)}
+        answer = estimate(MemoryInputs(model, *layout_at(point), None, None, "detailed"))
+        workspaces = sum(part.bytes for part in answer.components if part.name == "cublas_workspace")
+        assert peaks[index] == max(stage.allocated_bytes for stage in answer.pipeline_stages) - workspaces, point
 
 
 def every_reference_config() -> None:

@@ -40,6 +40,72 @@ MEMORY: dict[str, Any] = {
             "parallelism": {"data_parallel_size": 64, "zero_stage": 2},
         },
     },
+    "layout": {
+        "summary": "Llama-3.1-70B under Megatron: tensor, sequence and pipeline parallel, sharded optimizer",
+        "value": {
+            "model": {"id": "meta-llama/Llama-3.1-70B"},
+            "training": {
+                "framework": "megatron",
+                "micro_batch_size": 1,
+                "global_batch_size": 256,
+                "sequence_length": 8192,
+                "recompute": "selective",
+            },
+            "parallelism": {
+                "tensor_parallel_size": 8,
+                "sequence_parallel": True,
+                "pipeline_parallel_size": 4,
+                "virtual_pipeline_size": 5,
+                "data_parallel_size": 4,
+                "zero_stage": 1,
+            },
+            "hardware": {"gpu": "h100-sxm-80gb", "gpus_per_node": 8, "nodes": 16},
+        },
+    },
+    "qlora": {
+        "summary": "QLoRA of a 14-billion-parameter model on one 24 GB card",
+        "value": {
+            "model": {"id": "Qwen/Qwen2.5-14B"},
+            "training": {
+                "method": "qlora",
+                "lora": {"rank": 16, "target_modules": "all-linear", "base_format": "nf4-double"},
+                "optimizer": "paged-adamw-8bit",
+                "micro_batch_size": 1,
+                "sequence_length": 2048,
+                "recompute": "full",
+            },
+            "hardware": {"gpu": "rtx-4090"},
+        },
+    },
+    "experts": {
+        "summary": "Mixtral-8x7B with expert parallelism",
+        "value": {
+            "model": {"id": "mistralai/Mixtral-8x7B-v0.1"},
+            "training": {
+                "framework": "megatron",
+                "micro_batch_size": 1,
+                "global_batch_size": 128,
+                "sequence_length": 4096,
+                "expert_load_percent": 125,
+            },
+            "parallelism": {
+                "expert_parallel_size": 8,
+                "pipeline_parallel_size": 4,
+                "data_parallel_size": 8,
+                "zero_stage": 1,
+            },
+            "hardware": {"gpu": "h100-sxm-80gb", "gpus_per_node": 8, "nodes": 4},
+        },
+    },
+    "offload": {
+        "summary": "ZeRO-3 with optimizer and weights in host memory",
+        "value": {
+            "model": {"id": "Qwen/Qwen2.5-32B"},
+            "training": {"framework": "deepspeed", "sequence_length": 2048, "recompute": "full"},
+            "parallelism": {"data_parallel_size": 4, "zero_stage": 3, "offload": "optimizer+parameters"},
+            "hardware": {"gpu": "a100-sxm-80gb", "gpus_per_node": 4, "nodes": 1},
+        },
+    },
     "rule_of_thumb": {
         "summary": "24 bytes a parameter",
         "value": {"model": {"parameters": 1_000_000_000}, "estimator": "rule_of_thumb"},

@@ -99,6 +99,8 @@ def _detail(entry: Mapping[str, Any], path: _Path, known: Iterable[str]) -> str:
         return f"is unknown; {hint}"
     if entry["type"] == "value_error":
         return str(entry["msg"]).removeprefix("Value error, ")
+    if entry["type"] == "model_type":
+        return f"should be an object{_echo(entry['input'], entry['type'])}"
     wanted = _SUBJECT.sub("", str(entry["msg"]))
     return f"{wanted}{_echo(entry['input'], entry['type'])}"
 

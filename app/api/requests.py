@@ -135,4 +135,5 @@ def resolve_memory(request: MemoryRequest, catalog: Catalog, found: HubModel | N
         gpu=gpu,
         gpus=gpus,
         estimator=request.estimator,
+        gpus_per_node=request.hardware.gpus_per_node if request.hardware else None,
     )

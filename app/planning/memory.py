@@ -1,33 +1,27 @@
-"""What each GPU of a training job holds at its peak, term by term.
+"""The answer to a request for memory: what the heaviest GPU holds at its peak, term by term, and what the others do.
 
-The peak is the largest of all moments of a step: end of forward, each operation's backward, the optimizer step. The
-answer's components describe that moment and sum to its total; `moments` names the highest one of each phase.
+`components` describe the peak and sum to its total; `moments` names the highest moment of each phase.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from app import __version__
 from app.errors import ImpossibleLayout
 from app.planning import overheads, rule_of_thumb, states
 from app.planning.architecture import Architecture
-from app.planning.ledger import Segment
-from app.planning.recipe import Recipe, Rules, resolve
-from app.planning.sizes import Size, total
-from app.planning.sources import (
-    AUTOCAST,
-    AUTOGRAD,
-    CHECKPOINT,
-    CROSS_ENTROPY,
-    FLASH_ATTENTION,
-    FUSED_CROSS_ENTROPY,
-    MEGATRON_ACTIVATIONS,
-    Source,
-)
-from app.planning.specs import Estimator, Gpu, Parallelism, Training
+from app.planning.ledger import is_tensor_split, per_rank, shard
+from app.planning.lora import adapters
+from app.planning.passing import DEEPSPEED_BUCKET_ELEMENTS
+from app.planning.peaks import StagePeak, segments_of, stage_peak
+from app.planning.pipeline import Stage, layer_counts, stages
+from app.planning.recipe import Recipe, Rules, expert_tensor_parallel_size, resolve
+from app.planning.sizes import ceil_div_numbers
+from app.planning.specs import Estimator, Gpu, Lora, Parallelism, Training
 from app.planning.term import Component, Group, Term
-from app.planning.timeline import Moment, moments
+
+MEGATRON_VOCABULARY_MULTIPLE = 128
+"""Megatron pads the vocabulary to a multiple of this times the tensor-parallel ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +35,8 @@ class MemoryInputs:
     gpus: int | None
     """GPUs the hardware has; None when the request does not limit them."""
     estimator: Estimator
+    gpus_per_node: int | None = None
+    """Ranks that share one node's host memory; None when the request does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +66,28 @@ class PerGpu:
 
 @dataclass(frozen=True, slots=True)
 class PipelineStage:
-    """One pipeline stage's expected peak."""
+    """One pipeline stage's expected peak as the driver counts it, as `torch.cuda.max_memory_reserved` and
+    `max_memory_allocated` do, and what `memory_allocated` reads between steps. The allocator's counts include cuBLAS
+    workspaces.
+    """
 
     stage: int
     total_bytes: int
+    reserved_bytes: int
+    allocated_bytes: int
+    between_steps_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """What offloading and paged optimizers keep in host memory: of one rank, and of a node where its GPUs are known.
+
+    A paged optimizer's states may be moved there when the GPU runs out; everything else is there all the time.
+    """
+
+    per_rank_bytes: int
+    per_node_bytes: int | None
+    components: tuple[Component, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +108,7 @@ class MemoryEstimate:
     components: tuple[Component, ...]
     moments: tuple[PhasePeak, ...]
     pipeline_stages: tuple[PipelineStage, ...]
+    host: HostMemory
     cluster_total_bytes: int
     fits: bool | None
     headroom_bytes: int | None
@@ -103,6 +118,16 @@ class MemoryEstimate:
     engine_version: str
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Details:
+    """What an answer shows of the heaviest stage."""
+
+    components: tuple[Component, ...]
+    phases: tuple[PhasePeak, ...]
+    sizes: Mapping[str, int]
+    host: tuple[Component, ...]
 
 
 def estimate(inputs: MemoryInputs) -> MemoryEstimate:
@@ -137,11 +162,12 @@ def _by_rule_of_thumb(inputs: MemoryInputs) -> MemoryEstimate:
     if unused:
         warnings.append(f"training fields the rule of thumb does not use: {', '.join(unused)}")
     components = tuple(Term(group, group, size, source).at(sizes) for group, size, source in terms)  # type: ignore[arg-type]
+    total_bytes = sum(component.bytes for component in components)
     return _answer(
         inputs,
-        components,
-        (),
-        sizes,
+        _Details(components, (), sizes, ()),
+        (PipelineStage(0, total_bytes, total_bytes, total_bytes, total_bytes),),
+        bound=total_bytes,
         assumptions=(*inputs.architecture.assumptions, f"precision: {precision}"),
         warnings=(*inputs.architecture.warnings, *warnings),
     )
@@ -149,17 +175,23 @@ def _by_rule_of_thumb(inputs: MemoryInputs) -> MemoryEstimate:
 
 def _detailed(inputs: MemoryInputs) -> MemoryEstimate:
     recipe = resolve(inputs.training, inputs.parallelism, inputs.architecture, inputs.gpu)
-    segments = inputs.architecture.ledger(recipe.rules.kernels)
-    sizes = _sizes(inputs, recipe, segments)
-    weighed = [(moment.allocated.evaluate(sizes), moment) for moment in step_moments(recipe.rules, segments)]
-    sizes["allocated_bytes"], peak = max(weighed, key=lambda candidate: candidate[0])
-    terms = [*peak.terms, *overheads.expected(inputs.gpu, inputs.parallelism.ranks)]
-    components = tuple(component for component in (term.at(sizes) for term in terms) if component.bytes)
+    common = layout_sizes(inputs, recipe)
+    found = list(_stage_peaks(inputs, recipe, common))
+    heaviest = max(found, key=lambda stage: stage.total_bytes)
+    bound = _upper_bound(inputs, recipe, heaviest)
+    for rules in _unstated(recipe.rules):
+        other = replace(recipe, rules=rules)
+        bound = max(bound, *(_upper_bound(inputs, other, peak) for peak in _stage_peaks(inputs, other, common)))
     return _answer(
         inputs,
-        components,
-        _phase_peaks(weighed),
-        sizes,
+        _Details(heaviest.components(), _phase_peaks(heaviest), heaviest.sizes, heaviest.host()),
+        tuple(
+            PipelineStage(
+                index, stage.total_bytes, stage.reserved_bytes, stage.allocated_bytes, stage.between_steps_bytes
+            )
+            for index, stage in enumerate(found)
+        ),
+        bound=bound,
         assumptions=(*inputs.architecture.assumptions, *recipe.assumptions, *_hardware_assumptions(inputs)),
         warnings=(
             *inputs.architecture.warnings,
@@ -170,79 +202,94 @@ def _detailed(inputs: MemoryInputs) -> MemoryEstimate:
     )
 
 
-def _sizes(inputs: MemoryInputs, recipe: Recipe, segments: tuple[Segment, ...]) -> dict[str, int]:
-    weights = {weight.elements for segment in segments for weight in segment.weights}
+def _unstated(rules: Rules) -> tuple[Rules, ...]:
+    """Other rules that the same request may run under, which the upper bound allows for: nanotron keeps gathered inputs
+    where `tp_recompute_allgather` is off.
+    """
+    if rules.framework == "nanotron" and rules.kernels.sequence_parallel:
+        return (replace(rules, kernels=replace(rules.kernels, gathers_again=False)),)
+    return ()
+
+
+def _upper_bound(inputs: MemoryInputs, recipe: Recipe, peak: StagePeak) -> int:
+    outside = ("cuda_context", "cublas_workspace", "nccl_communicators")
+    return max(
+        peak.total_bytes,
+        overheads.upper_bound_bytes(
+            allocated_bytes=peak.sizes["allocated_bytes"],
+            moving_bytes=peak.moment.moving.evaluate(peak.sizes),
+            outside_bytes=sum(peak.outside_bytes.get(name, 0) for name in outside),
+            framework=recipe.rules.framework,
+            fully_sharded=recipe.rules.fully_sharded,
+            communicators=inputs.parallelism.groups,
+            model_type=inputs.architecture.family.model_type,
+        ),
+    )
+
+
+def _stage_peaks(inputs: MemoryInputs, recipe: Recipe, common: Mapping[str, int]) -> Iterator[StagePeak]:
+    outside = overheads.expected(
+        inputs.gpu,
+        recipe.rules.framework,
+        inputs.parallelism.groups,
+        deterministic=inputs.training.deterministic,
+        experts="num_experts" in inputs.architecture.sizes,
+    )
+    for stage in _stages(inputs, recipe, common):
+        segments = segments_of(recipe, inputs.architecture, stage)
+        sizes = {**common, **(stage.sizes if stage is not None else {})}
+        yield stage_peak(recipe.rules, segments, sizes, outside=outside, gpu=inputs.gpu)
+
+
+def _stages(inputs: MemoryInputs, recipe: Recipe, sizes: Mapping[str, int]) -> tuple[Stage | None, ...]:
+    """The stages of the pipeline; None where one rank has every layer and treats them alike."""
+    if recipe.split.whole:
+        return (None,)
+    segments = inputs.architecture.ledger(recipe.rules.kernels)
+    return stages(recipe.split, layer_counts(segments, sizes), tuple(segment.block for segment in segments))
+
+
+def layout_sizes(inputs: MemoryInputs, recipe: Recipe) -> dict[str, int]:
+    """Every size that formulas name and that is the same on all pipeline stages."""
+    layout, model = inputs.parallelism, inputs.architecture.sizes
+    tensor, context = layout.tensor_parallel_size, layout.context_parallel_size
+    expert_tensor = expert_tensor_parallel_size(layout, inputs.training.framework)
+    shards = layout.sharding_group_size or layout.data_parallel_size * context
     multiprocessors = inputs.gpu.streaming_multiprocessors if inputs.gpu is not None else None
-    return {
-        **inputs.architecture.sizes,
-        "parameters": inputs.architecture.parameters,
-        "trainable_parameters": inputs.architecture.trainable_parameters,
-        "largest_weight": max(elements.evaluate(inputs.architecture.sizes) for elements in weights),
+    sizes = {
+        **model,
         "micro_batch_size": recipe.micro_batch_size,
         "sequence_length": recipe.sequence_length,
         "target_sequence_length": recipe.target_sequence_length,
-        "data_parallel_size": inputs.parallelism.data_parallel_size,
+        "sharding_group_size": shards,
+        "expert_sharding_group_size": max(shards * tensor // (layout.expert_parallel_size * expert_tensor), 1),
         "streaming_multiprocessors": multiprocessors or overheads.ASSUMED_SMS,
+        "reduce_bucket_size": layout.reduce_bucket_size or DEEPSPEED_BUCKET_ELEMENTS,
+        "lora_rank": (inputs.training.lora or Lora()).rank,
     }
+    if inputs.training.framework in ("megatron", "nanotron"):
+        padding = (MEGATRON_VOCABULARY_MULTIPLE if inputs.training.framework == "megatron" else 1) * tensor
+        sizes |= {
+            name: ceil_div_numbers(size, padding) * padding for name, size in model.items() if "vocab_size" in name
+        }
+    for name in [name for name in model if is_tensor_split(name)]:
+        sizes[per_rank(name)] = ceil_div_numbers(sizes[name], tensor)
+    for name in ("sequence_length", "target_sequence_length"):
+        sizes[per_rank(name)] = ceil_div_numbers(sizes[name], context)
+        sizes[shard(name)] = ceil_div_numbers(sizes[per_rank(name)], tensor)
+    if "num_experts" in model:
+        rows = sizes[shard("sequence_length")] * expert_tensor if tensor > 1 else sizes[per_rank("sequence_length")]
+        chosen = recipe.micro_batch_size * rows * model.get("num_experts_per_tok", 1)
+        sizes[per_rank("num_experts")] = model["num_experts"] // layout.expert_parallel_size
+        sizes["routed_tokens"] = ceil_div_numbers(chosen * inputs.training.expert_load_percent, 100)
+        if "moe_intermediate_size" in model:
+            sizes[per_rank("moe_intermediate_size")] = ceil_div_numbers(model["moe_intermediate_size"], expert_tensor)
+    return sizes
 
 
-@dataclass(frozen=True, slots=True)
-class StepMoment:
-    """A moment of the whole step: everything the allocator has given out, term by term."""
-
-    phase: str
-    label: str
-    terms: tuple[Term, ...]
-    allocated: Size
-
-
-@lru_cache(maxsize=128)
-def step_moments(rules: Rules, segments: tuple[Segment, ...]) -> tuple[StepMoment, ...]:
-    """The moments that can be the peak of a step under these rules, as formulas: the sizes come later."""
-    kept = states.kept(rules, segments)
-    found = []
-    for moment in moments(segments, rules.recompute):
-        phase = "forward" if moment.label == "end of forward" else f"backward of the {moment.segment.name}"
-        held = [
-            *_activations(moment, rules),
-            *states.gradients(rules, moment),
-            *states.in_passing(rules, segments, moment.segment),
-            Term("gradients_of_activations", "temporary", moment.transient, _transient_source(moment, rules)),
-        ]
-        found.append((phase, moment.label, (*kept, *held)))
-    stepping = (*kept, *states.step(rules), *states.in_passing(rules, segments, None))
-    found.append(("optimizer step", "optimizer.step", stepping))
-    return tuple(StepMoment(phase, label, terms, total(term.bytes for term in terms)) for phase, label, terms in found)
-
-
-def _activations(moment: Moment, rules: Rules) -> list[Term]:
-    terms = [
-        Term(f"activations.{name}", "activations", amount, _activation_source(name, rules))
-        for name, amount in moment.saved.items()
-    ]
-    terms.append(Term("activations.autocast_weights", "activations", moment.weight_casts, AUTOCAST))
-    return terms
-
-
-def _activation_source(component: str, rules: Rules) -> Source:
-    if component == "lm_head":
-        return FUSED_CROSS_ENTROPY if rules.kernels.fused_cross_entropy else CROSS_ENTROPY
-    if rules.recompute == "full":
-        return CHECKPOINT
-    if rules.kernels.fused:
-        return MEGATRON_ACTIVATIONS
-    return FLASH_ATTENTION if component == "attention" and rules.kernels.attention == "flash" else AUTOGRAD
-
-
-def _transient_source(moment: Moment, rules: Rules) -> Source:
-    if moment.segment.block or rules.kernels.fused_cross_entropy:
-        return AUTOGRAD
-    return CROSS_ENTROPY
-
-
-def _phase_peaks(weighed: list[tuple[int, StepMoment]]) -> tuple[PhasePeak, ...]:
+def _phase_peaks(stage: StagePeak) -> tuple[PhasePeak, ...]:
     peaks: dict[str, PhasePeak] = {}
-    for allocated_bytes, moment in weighed:
+    for allocated_bytes, moment in stage.weighed:
         if moment.phase not in peaks or allocated_bytes > peaks[moment.phase].allocated_bytes:
             peaks[moment.phase] = PhasePeak(moment.phase, moment.label, allocated_bytes)
     return tuple(peaks.values())
@@ -277,34 +324,26 @@ def _hardware_warnings(inputs: MemoryInputs) -> tuple[str, ...]:
 
 def _answer(
     inputs: MemoryInputs,
-    components: tuple[Component, ...],
-    phases: tuple[PhasePeak, ...],
-    sizes: Mapping[str, int],
+    heaviest: _Details,
+    pipeline: tuple[PipelineStage, ...],
     *,
+    bound: int,
     assumptions: tuple[str, ...],
     warnings: tuple[str, ...],
 ) -> MemoryEstimate:
     by_group: dict[Group, int] = dict.fromkeys(
         ("weights", "gradients", "optimizer_states", "activations", "temporary", "framework"), 0
     )
-    for component in components:
+    for component in heaviest.components:
         by_group[component.group] += component.bytes
     total_bytes = sum(by_group.values())
-    bound = total_bytes
-    if inputs.estimator == "detailed":
-        bound = overheads.upper_bound_bytes(
-            allocated_bytes=total_bytes - by_group["framework"],
-            moving_bytes=by_group["activations"] + by_group["temporary"],
-            total_bytes=total_bytes,
-            model_type=inputs.architecture.family.model_type,
-        )
     architecture, gpu = inputs.architecture, inputs.gpu
     return MemoryEstimate(
         model=ModelSummary(
             name=architecture.name,
             architecture=architecture.family.class_name,
             parameters=architecture.parameters,
-            trainable_parameters=architecture.trainable_parameters,
+            trainable_parameters=trainable_parameters(inputs),
             active_parameters=architecture.active_parameters,
         ),
         per_gpu=PerGpu(
@@ -312,16 +351,42 @@ def _answer(
             total_bytes=total_bytes,
             upper_bound_bytes=bound,
         ),
-        components=components,
-        moments=phases,
-        pipeline_stages=(PipelineStage(0, total_bytes),),
-        cluster_total_bytes=total_bytes * inputs.parallelism.ranks,
+        components=heaviest.components,
+        moments=heaviest.phases,
+        pipeline_stages=pipeline,
+        host=_host_memory(inputs, heaviest),
+        cluster_total_bytes=sum(stage.total_bytes for stage in pipeline) * inputs.parallelism.ranks // len(pipeline),
         fits=None if gpu is None else bound <= gpu.usable_bytes,
         headroom_bytes=None if gpu is None else gpu.usable_bytes - bound,
         gpu=gpu,
-        sizes=sizes,
+        sizes=heaviest.sizes,
         estimator=inputs.estimator,
         engine_version=__version__,
         assumptions=assumptions,
         warnings=warnings,
     )
+
+
+def _host_memory(inputs: MemoryInputs, heaviest: _Details) -> HostMemory:
+    one = sum(component.bytes for component in heaviest.host)
+    sharing = None if inputs.gpus_per_node is None else min(inputs.gpus_per_node, inputs.parallelism.ranks)
+    return HostMemory(one, None if sharing is None else one * sharing, heaviest.host)
+
+
+def trainable_parameters(inputs: MemoryInputs) -> int:
+    """Parameters that the whole job trains: the model's own without frozen layers, or its adapters and what is trained
+    beside them.
+    """
+    training, architecture = inputs.training, inputs.architecture
+    lora = training.lora or Lora()
+    if inputs.estimator == "rule_of_thumb" or (training.method == "full" and not training.frozen_layers):
+        return architecture.trainable_parameters
+    if not training.frozen_layers and not lora.modules_to_save:
+        return adapters(architecture, lora, pointer="/training/lora").parameters
+    alone = replace(inputs, parallelism=Parallelism())
+    recipe = resolve(training, alone.parallelism, architecture)
+    sizes = {**layout_sizes(alone, recipe), **architecture.sizes}
+    (stage,) = _stages(alone, recipe, sizes)
+    segments = segments_of(recipe, architecture, stage)
+    counts = states.counts_on_rank(segments, experts_apart=False)
+    return int(counts[str(states.TRAINABLE)].evaluate({**sizes, **(stage.sizes if stage is not None else {})}))

@@ -8,15 +8,29 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from app.planning.ledger import BATCH, Component, Linear, Tape, Tensor, Weight, promoted
-from app.planning.sizes import Size, ceil_div
+from app.planning.sizes import Size, ceil_div, largest, named, smallest
 
-Norm = Literal["rms", "rms-no-weight", "layer", "layer-no-bias", "layer-no-weight", "layer-fp32", "none"]
-"""RMSNorm, with a weight or without parameters; LayerNorm with weight and bias, with weight only, or without any;
-LayerNorm without parameters that the model's own code runs in FP32 (OLMo); no norm at all.
+Norm = Literal[
+    "rms",
+    "rms-no-weight",
+    "rms-fp32",
+    "rms-t5",
+    "layer",
+    "layer-no-bias",
+    "layer-no-weight",
+    "layer-fp32",
+    "layer-python",
+    "none",
+]
+"""RMSNorm, with a weight or without parameters, with the product by its weight in FP32 (Gemma, OLMo 2, gpt-oss), or as
+T5 writes it; LayerNorm with weight and bias, with weight only, or without any; LayerNorm without parameters that the
+model's own code runs in FP32 (OLMo); LayerNorm with a weight, written in Python in FP32 (Cohere); no norm at all.
 """
 
-Activation = Literal["silu", "gelu", "gelu-tanh", "gelu-python", "relu", "relu2", "tanh", "xielu"]
-"""`gelu-tanh` is one kernel; `gelu-python` (`gelu_new`, `gelu_fast`) is written in Python, step by step."""
+Activation = Literal["silu", "gelu", "gelu-tanh", "gelu-python", "gelu-function", "relu", "relu2", "tanh", "xielu"]
+"""`gelu-tanh` is one kernel; `gelu-python` (`gelu_new`, `gelu_fast`) is written in Python, step by step;
+`gelu-function` (BLOOM) keeps its input alone, and its gradient is written in Python.
+"""
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -33,6 +47,9 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 """Hugging Face's names of activation functions."""
 
+GELU_STEPS = 4
+"""Tensors beside input and gradients that BLOOM's gradient of GELU holds at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Heads:
@@ -44,12 +61,14 @@ class Heads:
     value_size: Size
     grouped: bool
     """Whether several query heads share one key/value head."""
+    one: bool = False
+    """Whether all of them share one."""
 
 
 def embedding(tape: Tape, name: str, rows: Size, width: Size) -> tuple[Tensor, Weight]:
     """`nn.Embedding(rows, width)` of the token ids; keeps the ids."""
     with tape.module(name, "word_embedding"):
-        weight = tape.weight("weight", rows * width, split="vocabulary")
+        weight = tape.matrix("weight", rows, width, split="vocabulary")
         return embed(tape, weight, width), weight
 
 
@@ -64,16 +83,16 @@ def embed(tape: Tape, table: Weight, width: Size, *, tied: bool = False) -> Tens
 def position_embedding(tape: Tape, name: str, rows: Size, width: Size, x: Tensor, *, trainable: bool = True) -> Tensor:
     """A table of positions, one row per position, added to every sequence; learned unless it is fixed."""
     with tape.module(name, "position_embedding"):
-        weight = tape.weight("weight", rows * width, trainable=trainable)
+        weight = tape.matrix("weight", rows, width, trainable=trainable)
         positions = tape.tensor(tape.sequence, "int64", differentiable=False)
-        output = tape.stream(x.elements, x.format)
+        output = tape.stream(x.elements, promoted(tape.parameters, x.format))
         return tape.record("add", (x,), output, saves=(positions,), weights=(weight,), passes=True)
 
 
 def type_embedding(tape: Tape, name: str, rows: Size, width: Size, x: Tensor) -> Tensor:
     """A table of segment types, added to every token."""
     with tape.module(name, "type_embedding"):
-        weight = tape.weight("weight", rows * width)
+        weight = tape.matrix("weight", rows, width)
         return tape.record("add", (x,), tape.stream(x.elements, x.format), weights=(weight,), passes=True)
 
 
@@ -87,39 +106,70 @@ def rotary_table(tape: Tape, head_size: Size) -> None:
 
 def norm(tape: Tape, kind: Norm, name: str, x: Tensor, width: Size, rows: Size | None = None) -> Tensor:
     """A norm over `width`, for `rows` vectors: one per token unless said otherwise."""
-    rows = tape.tokens if rows is None else rows
+    rows = tape.rows_of(x) if rows is None else rows
     with tape.module(name, "norm"):
         if kind == "none":
             return x
-        if kind in ("rms", "rms-no-weight"):
-            return rms_norm(tape, x, width, rows, weighted=kind == "rms")
+        if kind in ("rms", "rms-no-weight", "rms-fp32", "rms-t5"):
+            return rms_norm(tape, kind, x, width, rows)
+        if kind == "layer-python" and not tape.kernels.fused:
+            return python_layer_norm(tape, x, width, rows)
         return layer_norm(tape, kind, x, width, rows)
 
 
-def rms_norm(tape: Tape, x: Tensor, width: Size, rows: Size, *, weighted: bool = True) -> Tensor:
-    """RMSNorm. Fused, it keeps its input; unfused, an FP32 copy and the normalized tensor as well."""
-    weights = (tape.weight("weight", width),) if weighted else ()
+def rms_norm(tape: Tape, kind: Norm, x: Tensor, width: Size, rows: Size) -> Tensor:
+    """RMSNorm. Fused, it keeps its input; unfused, an FP32 copy and the normalized tensor as well: in the input's
+    format, or in FP32 where the product by the weight comes before the cast. T5 keeps its input beside the copy.
+    """
+    weights = () if kind == "rms-no-weight" else (tape.weight("weight", width),)
     inverse = tape.tensor(rows, "fp32")
-    if tape.kernels.fused:
+    if tape.kernels.fused or tape.kernels.fused_norm:
         return tape.record("rms_norm", (x,), tape.tensor(x.elements, x.format), saves=(x, inverse), weights=weights)
     wide = tape.to(x, "fp32")
-    tape.record("rsqrt_mean_square", (wide,), inverse, saves=(wide, inverse))
-    narrow = tape.to(tape.multiply(wide, inverse), x.format)
-    if not weighted:
-        return narrow
-    output = tape.tensor(x.elements, promoted(tape.parameters, narrow.format))
-    return tape.record("weight", (narrow,), output, saves=(narrow,), weights=weights)
+    tape.record("rsqrt_mean_square", (wide,), inverse, saves=(wide, inverse), backward_scratch=wide.bytes * 4)
+    normed = tape.multiply(x if kind == "rms-t5" else wide, inverse)
+    if kind == "rms-t5":
+        normed = tape.to(normed, tape.parameters)
+    elif kind != "rms-fp32":
+        normed = tape.to(normed, x.format)
+    if not weights:
+        return normed
+    output = tape.tensor(x.elements, promoted(tape.parameters, normed.format))
+    output = tape.record(
+        "weight",
+        (normed,),
+        output,
+        saves_for_weights=(normed,),
+        weights=weights,
+        backward_scratch=output.bytes if tape.trains(weights) else None,
+    )
+    return tape.to(output, x.format) if kind == "rms-fp32" else output
 
 
 def layer_norm(tape: Tape, kind: Norm, x: Tensor, width: Size, rows: Size) -> Tensor:
     """`nn.LayerNorm`: one kernel that keeps its input and two FP32 statistics a row; autocast runs it in FP32."""
-    names = {"layer": ("weight", "bias"), "layer-no-bias": ("weight",)}.get(kind, ())
+    names = {"layer": ("weight", "bias"), "layer-no-bias": ("weight",), "layer-python": ("weight",)}.get(kind, ())
     weights = tuple(tape.weight(name, width) for name in names)
     given = tape.to(x, "fp32") if tape.autocast or kind == "layer-fp32" else x
     statistics = tape.tensor(rows * 2, "fp32", differentiable=False)
     output = tape.tensor(given.elements, given.format)
     normed = tape.record("layer_norm", (given,), output, saves=(given, statistics), weights=weights)
     return tape.to(normed, x.format) if kind == "layer-fp32" else normed
+
+
+def python_layer_norm(tape: Tape, x: Tensor, width: Size, rows: Size) -> Tensor:
+    """LayerNorm in Python and FP32: keeps the centered input twice, for the variance and for the product, and what is
+    multiplied by the weight.
+    """
+    wide = tape.to(x, "fp32")
+    inverse = tape.tensor(rows, "fp32")
+    centered = tape.scale(wide, name="center")
+    tape.record("rsqrt_variance", (centered,), inverse, saves=(centered, inverse), backward_scratch=wide.bytes * 4)
+    normed = tape.multiply(tape.scale(wide, name="center"), inverse)
+    weights = (tape.weight("weight", width),)
+    output = tape.tensor(x.elements, "fp32")
+    output = tape.record("weight", (normed,), output, saves=(normed,), weights=weights, backward_scratch=output.bytes)
+    return tape.to(output, x.format)
 
 
 def rotary(tape: Tape, x: Tensor) -> Tensor:
@@ -138,44 +188,149 @@ def attention(
     dropout: float,
     softmax_in_fp32: bool,
     source: Size | None = None,
+    bias: Tensor | None = None,
+    window: str = "",
+    softcap: bool = False,
+    heads_first: bool = False,
+    causal: bool = False,
+    broadcast: bool = False,
+    scores_in_fp32: bool = False,
 ) -> Tensor:
-    """Scaled dot-product attention; the result is laid out for the output projection. `source` is the keys' length.
+    """Scaled dot-product attention; the result is laid out for the output projection. `source` is the keys' length,
+    `bias` is added to the scores of every sequence (T5), `window` names the size that says how many keys a query sees,
+    `softcap` is a tanh that caps the scores (Gemma 2). Queries that are laid out `heads_first`, as a concatenation
+    leaves them, give flash attention's output the same layout, and the output projection needs a copy of it.
+
+    A `causal` mask is read by all layers of eager attention. One key/value head that is `broadcast` to all query heads
+    leaves `sdpa` the plain kernel alone, which computes in FP32 (Falcon). GPT-Neo has `scores_in_fp32`.
 
     Flash attention keeps query, key, value, output and one FP32 log-sum-exp per token and head. PyTorch's `sdpa` picks
-    it for 16-bit inputs; in FP32 the memory-efficient kernel, or with grouped heads the plain one.
+    it for 16-bit inputs without a mask; in FP32 the memory-efficient kernel, or with grouped heads the plain one. A
+    sequence as long as the window needs a mask, which the memory-efficient kernel keeps; it takes no grouped heads.
+    With a mask even FP32 and grouped heads come to it: its statistics and mask stand for the scores then. Keys and
+    values are copied for every query head; one for all is only viewed by that kernel, and by the matrix products of
+    a single sequence. Values that are part of a joint tensor are copied too, but for a single sequence.
     """
+    cast_late = key.format != tape.compute
     query, key, value = (tape.to(x, tape.compute) for x in (query, key, value))
-    length = tape.sequence if source is None else source
-    width = tape.tokens * heads.query * heads.value_size
+    length = tape.whole_sequence if source is None else source
+    sdpa = tape.kernels.attention == "sdpa"
+    masked = Size({})
+    if window and sdpa:
+        masked = smallest(Size.of(1), largest(Size.of(0), length - named(window) + 1))
     scores = tape.tokens * heads.query * length
-    plain = tape.kernels.attention == "eager" or (tape.compute == "fp32" and heads.grouped)
+    width = tape.tokens * heads.query * heads.value_size
+    plain = tape.kernels.attention == "eager" or (sdpa and broadcast) or (tape.compute == "fp32" and heads.grouped)
+    inner = "fp32" if sdpa or (scores_in_fp32 and not tape.autocast) else tape.compute
     with tape.attention_core():
         if not plain:
-            log_sum_exp = tape.tensor(tape.tokens * heads.query, "fp32", differentiable=False)
-            output = tape.tensor(width, tape.compute)
-            return tape.record(
-                "scaled_dot_product_attention",
-                (query, key, value),
-                output,
-                saves=(query, key, value, output, log_sum_exp),
-                multiply_adds=scores * (heads.size + heads.value_size),
+            output = _fused_attention(
+                tape, query, key, value, heads, length, masked, bias, causal=causal, cast_late=cast_late
             )
-        if heads.grouped or query is key:
-            keys = BATCH * length * heads.query
-            query = tape.copy(query, tape.tokens * heads.query * heads.size) if query is key else query
-            key, value = tape.copy(key, keys * heads.size), tape.copy(value, keys * heads.value_size)
-        if tape.kernels.attention == "sdpa":
+            if heads_first and tape.compute != "fp32" and bias is None and heads.size == heads.value_size:
+                output = tape.copy(output, width - masked * width)
+            return output
+        query, key = tape.to(query, inner), tape.to(key, inner)
+        value = tape.to(value, inner) if sdpa else value
+        viewed = Size({})
+        if heads.one:
+            alone = Size.of(1) - smallest(Size.of(1), BATCH - 1) if not sdpa or broadcast else Size({})
+            viewed = masked + alone - masked * alone
+        query, key, value = _copied(tape, query, key, value, heads, length, viewed)
+        if sdpa:
             query, key = tape.scale(query), tape.scale(key)
-        weights = tape.scale(tape.matmul(query, key, scores, scores * heads.size))
+        made = scores
+        if masked:
+            made = scores - masked * (scores - tape.tokens * (heads.query + length))
+        product = tape.tensor(made, inner)
+        adds = scores * heads.size
+        weights = tape.record("matmul", (query, key), product, saves=(query, key), multiply_adds=adds)
+        weights = tape.scale(weights)
+        if softcap:
+            weights = tape.scale(tape.pointwise("tanh", tape.scale(weights), saves_output=True))
+        if bias is not None:
+            format = promoted(weights.format, bias.format)
+            weights = tape.record("add", (weights, bias), tape.tensor(scores, format), passes=True)
+        if causal and tape.kernels.attention == "eager":
+            mask = tape.outside(f"mask {window}", tape.tokens * length, tape.parameters)
+            format = promoted(weights.format, mask.format)
+            weights = tape.record("add", (weights, mask), tape.tensor(weights.elements, format), passes=True)
         weights = softmax(tape, weights, in_fp32=softmax_in_fp32)
-        weights = tape.dropout(tape.to(weights, tape.compute), dropout)
-        return tape.copy(tape.matmul(weights, value, width, scores * heads.value_size))
+        if softmax_in_fp32:
+            weights = tape.to(weights, value.format)
+        weights = tape.to(tape.dropout(weights, dropout), value.format)
+        mixed = tape.tensor(width, value.format)
+        adds = scores * heads.value_size
+        mixed = tape.record("matmul", (weights, value), mixed, saves=(weights, value), multiply_adds=adds)
+        return tape.to(tape.copy(mixed), tape.compute)
+
+
+def _copied(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, length: Size, viewed: Size
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the matrix products read: keys and values for every query head, which are copies unless `viewed` is 1, and
+    no parts of joint tensors.
+    """
+    beside = value.elements - BATCH * length * heads.key_value * heads.value_size
+    if heads.grouped or query is key:
+        keys = BATCH * length * heads.query
+        if heads.grouped:
+            keys = keys - viewed * BATCH * length * (heads.query - heads.key_value)
+        if query is key:
+            query = tape.copy(query, tape.tokens * heads.query * heads.size)
+        return query, tape.copy(key, keys * heads.size), tape.copy(value, keys * heads.value_size)
+    if beside:
+        value = tape.copy(value, value.elements - beside * smallest(Size.of(1), BATCH - 1))
+    return query, key, value
+
+
+def _fused_attention(
+    tape: Tape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: Heads,
+    length: Size,
+    masked: Size,
+    bias: Tensor | None,
+    *,
+    causal: bool,
+    cast_late: bool,
+) -> Tensor:
+    scores = tape.tokens * heads.query * length
+    log_sum_exp = tape.tensor(tape.tokens * heads.query, "fp32", differentiable=False)
+    output = tape.tensor(tape.tokens * heads.query * heads.value_size, tape.compute)
+    mask: tuple[Tensor, ...] = ()
+    if masked:
+        if heads.grouped:
+            keys = BATCH * length * heads.query
+            copied = Size({}) if heads.one else masked
+            key = tape.copy(key, key.elements + (keys * heads.size - key.elements) * (masked if cast_late else copied))
+            value = tape.copy(value, value.elements + (keys * heads.value_size - value.elements) * copied)
+        wanted = tape.outside("window", masked * tape.tokens * length, "bool")
+        mask = (tape.tensor(masked * tape.tokens * length, tape.compute, differentiable=False),)
+        tape.record("where", (wanted,), mask[0])
+    if bias is not None:
+        if bias.differentiable:
+            seen = (tape.tensor(tape.sequence * length, "bool", differentiable=False),) if causal else ()
+            bias = tape.record("where", (bias,), tape.tensor(bias.elements, bias.format), saves=seen)
+        mask = (tape.to(bias, tape.compute),)
+        bias = tape.record("expand", mask, tape.tensor(scores, tape.compute))
+    return tape.record(
+        "scaled_dot_product_attention",
+        (query, key, value, *(() if bias is None else (bias,))),
+        output,
+        saves=(query, key, value, output, log_sum_exp, *mask),
+        multiply_adds=scores * (heads.size + heads.value_size),
+    )
 
 
 def softmax(tape: Tape, x: Tensor, *, in_fp32: bool) -> Tensor:
-    """Softmax keeps its output; autocast, or the model's own code, computes it in FP32."""
-    format = "fp32" if in_fp32 or tape.autocast else x.format
-    return tape.pointwise("softmax", x, saves_output=True, format=format)
+    """Softmax keeps its output; autocast, or the model's own code, computes it in FP32. Megatron's fused one does so in
+    registers and keeps the compute format.
+    """
+    wide = (in_fp32 or tape.autocast) and not tape.kernels.fused
+    return tape.pointwise("softmax", tape.to(x, "fp32") if wide else x, saves_output=True)
 
 
 def activation(tape: Tape, kind: Activation, x: Tensor) -> Tensor:
@@ -186,6 +341,10 @@ def activation(tape: Tape, kind: Activation, x: Tensor) -> Tensor:
         with tape.module("act_fn", tape.component):
             slopes = tuple(tape.weight(name, Size.of(1)) for name in ("alpha_p", "alpha_n"))
             return tape.record(kind, (x,), tape.tensor(x.elements, x.format), saves=(x,), weights=slopes)
+    if kind == "gelu-function" and not tape.kernels.fused:
+        return tape.record(
+            kind, (x,), tape.tensor(x.elements, x.format), saves=(x,), backward_scratch=x.bytes * GELU_STEPS
+        )
     if tape.kernels.fused or kind not in ("gelu-python", "relu2"):
         return tape.pointwise(kind, x)
     if kind == "relu2":
@@ -209,6 +368,7 @@ def feed_forward(
     joint: bool = False,
     tokens: Size | None = None,
     inner_norm: Norm = "none",
+    inner_dropout: float = 0.0,
 ) -> Tensor:
     """down(act(gate(x)) · up(x)), or down(act(up(x))) without a gate, in the module being recorded.
 
@@ -218,27 +378,22 @@ def feed_forward(
     rows = tape.tokens if tokens is None else tokens
     if gated and (tape.kernels.fused or joint):
         with tape.module("gate_up_proj", tape.component):
-            both = tape.linear(x, width, inner * 2, bias=bias, split="column", tokens=rows)
-        if tape.kernels.fused:
-            product = tape.record("glu", (both,), tape.tensor(rows * inner, both.format), saves=(both,))
-        else:
-            half = tape.tensor(rows * inner, both.format)
-            tape.record("activation", (both,), half, saves=(both,))
-            product = tape.record("mul", (half, both), tape.tensor(rows * inner, both.format), saves=(half, both))
+            both = tape.linear(x, width, inner * 2, bias=bias, split="column", tokens=tokens)
+        product = gated_product(tape, both, rows * inner, kind)
     elif gated:
         with tape.module("gate_proj", tape.component):
-            gate = tape.linear(x, width, inner, bias=bias, split="column", tokens=rows)
+            gate = tape.linear(x, width, inner, bias=bias, split="column", tokens=tokens)
         gate = activation(tape, kind, gate)
         with tape.module("up_proj", tape.component):
-            up = tape.linear(x, width, inner, bias=bias, split="column", tokens=rows)
+            up = tape.linear(x, width, inner, bias=bias, split="column", tokens=tokens)
         product = tape.multiply(gate, up)
     else:
         with tape.module("up_proj", tape.component):
-            product = tape.linear(x, width, inner, bias=bias, split="column", tokens=rows)
+            product = tape.linear(x, width, inner, bias=bias, split="column", tokens=tokens)
         product = activation(tape, kind, product)
-    product = norm(tape, inner_norm, "ffn_sub_norm", product, inner, rows)
+    product = tape.dropout(norm(tape, inner_norm, "ffn_sub_norm", product, inner, rows), inner_dropout)
     with tape.module("down_proj", tape.component):
-        return tape.linear(product, inner, width, bias=bias, split="row", tokens=rows)
+        return tape.linear(product, inner, width, bias=bias, split="row", tokens=tokens)
 
 
 def idle(tape: Tape, *weights: Weight) -> None:
@@ -252,7 +407,7 @@ def idle_linear(tape: Tape, into: Size, out: Size, *, bias: bool = True, tied: b
     """A linear layer that the class holds and a training pass does not run, in the module being recorded; `tied` to a
     matrix that stands elsewhere.
     """
-    weights = [tape.weight("weight", into * out)]
+    weights = [tape.matrix("weight", out, into)]
     name = weights[0].name.removesuffix(".weight")
     if tied:
         weights = []
@@ -270,9 +425,9 @@ def bare_matrix(
     """
     rows = tape.tokens if tokens is None else tokens
     inner = into if groups == 1 else ceil_div(into, Size.of(groups))
-    weight = tape.weight(name, inner * out, split="column")
+    weight = tape.matrix(name, out, inner, split="column")
     given = tape.to(x, tape.compute)
-    casts = (tape.tensor(weight.elements, tape.compute),) if tape.autocast else ()
+    casts = (tape.tensor(weight.elements, tape.compute),) if tape.casts_weights else ()
     return tape.record(
         "matmul",
         (given,),
@@ -306,31 +461,85 @@ def mixture_of_experts(
     expert_bias: bool = False,
     router_bias: bool = False,
     router_is_linear: bool = False,
+    router_in_fp32: bool = False,
+    scores_in_fp32: bool = False,
+    clamped: bool = False,
     narrow: tuple[Tensor, Size] | None = None,
 ) -> Tensor:
     """A router over all experts and the chosen experts' MLPs, as grouped matrix products over routed tokens.
 
-    The router keeps its input and FP32 logits; each chosen expert keeps what its MLP keeps, for as many tokens as are
-    routed to it; the outputs are kept for the gradient of the routing weights. `narrow` is what the experts read
-    instead of `x`, and its width.
+    The router keeps its input and FP32 probabilities; each chosen expert keeps what its MLP keeps, for as many tokens
+    as are routed to it; the outputs are kept for the gradient of the routing weights, which are FP32 or have the
+    logits' format. Autocast knows nothing of grouped products: they run in the weights' format. `clamped` is gpt-oss's
+    gate, which clamps both halves; `narrow` is what the experts read instead of `x`, and its width.
     """
     with tape.module("router", "router"):
-        logits = tape.linear(x, width, experts.count + experts.idle, bias=router_bias, adaptable=router_is_linear)
-        chosen = softmax(tape, logits, in_fp32=True)
-    routed = tape.tokens * experts.per_token
+        count = experts.count + experts.idle
+        if router_in_fp32 and not (tape.autocast or tape.kernels.fused):
+            logits = fp32_linear(tape, x, width, count)
+        else:
+            logits = tape.linear(x, width, count, bias=router_bias, adaptable=router_is_linear)
+        if clamped:
+            chosen = tape.tensor(tape.rows_of(x) * experts.per_token, logits.format)
+            chosen = softmax(tape, tape.record("topk", (logits,), chosen), in_fp32=False)
+        else:
+            chosen = softmax(tape, logits, in_fp32=True)
+    rows = tape.rows_of(x)
+    routed = tape.routed(x, experts.per_token)
+    format = x.format
     x, width = narrow or (x, width)
     with tape.module("experts", "routed_experts"):
-        given = tape.record("gather", (x,), tape.tensor(routed * width, tape.compute))
+        compute = tape.compute if tape.kernels.fused else tape.parameters
+        weights_format = "fp32" if scores_in_fp32 else logits.format
+        order = tape.tensor(routed * 4, "int64", differentiable=False)
+        scores = tape.record("gather", (chosen,), tape.tensor(routed, weights_format), saves=(order,))
+        given = tape.to(tape.record("gather", (x,), tape.tensor(routed * width, x.format)), compute)
         gates = 2 if gated else 1
         first = expert_matrices(
             tape, "gate_up_proj", given, experts, width, experts.inner * gates, routed, bias=expert_bias
         )
         if gated:
-            product = tape.record("glu", (first,), tape.tensor(routed * experts.inner, first.format), saves=(first,))
+            product = gated_product(tape, first, routed * experts.inner, kind, clamped=clamped)
         else:
             product = activation(tape, kind, first)
         out = expert_matrices(tape, "down_proj", product, experts, experts.inner, width, routed, bias=expert_bias)
-        return tape.record("combine", (out, chosen), tape.tensor(tape.tokens * width, out.format), saves=(out, chosen))
+        if tape.kernels.fused:
+            return tape.record("combine", (out, scores), tape.tensor(rows * width, out.format))
+        weighted = tape.multiply(out, scores)
+        restored = tape.copy(weighted)
+        output = tape.tensor(rows * width, restored.format)
+        return tape.to(tape.record("combine", (restored,), output, passes=True), format)
+
+
+def fp32_linear(tape: Tape, x: Tensor, into: Size, out: Size) -> Tensor:
+    """A router's matrix product in FP32, in the module being recorded: copies of its input and of its weights."""
+    given, weight = tape.to(x, "fp32"), tape.matrix("weight", out, into)
+    copied = () if tape.parameters == "fp32" else (tape.tensor(weight.elements, "fp32", differentiable=False),)
+    output = tape.record(
+        "linear",
+        (given,),
+        tape.tensor(tape.rows_of(x) * out, "fp32"),
+        saves=(given, *copied),
+        weights=(weight,),
+        multiply_adds=tape.rows_of(x) * into * out,
+        linear=Linear(weight.name.removesuffix(".weight"), into, out, "router"),
+    )
+    return tape.beside(given, output, into, out, tape.rows_of(x))
+
+
+def gated_product(tape: Tape, both: Tensor, elements: Size, kind: Activation, *, clamped: bool = False) -> Tensor:
+    """act(gate) · up of `elements`, for gate and up as halves of one tensor. Fused, that tensor alone is kept."""
+    if tape.kernels.fused:
+        return tape.record("glu", (both,), tape.tensor(elements, both.format), saves=(both,))
+    up = tape.record("chunk", (both,), tape.tensor(elements, both.format), passes=True)
+    gate = tape.record("chunk", (both,), tape.tensor(elements, both.format))
+    if clamped:
+        gate = tape.record("clamp", (gate,), tape.tensor(elements, both.format), saves=(both,))
+        up = tape.scale(tape.record("clamp", (up,), tape.tensor(elements, both.format), saves=(both,)), name="add_one")
+        gate = tape.multiply(gate, tape.pointwise("sigmoid", tape.scale(gate), saves_output=True))
+        return tape.multiply(up, gate)
+    gate = tape.record(kind, (gate,), tape.tensor(elements, both.format), saves=(both,))
+    return tape.record("mul", (gate, up), tape.tensor(elements, both.format), saves=(gate, both))
 
 
 def expert_matrices(
@@ -339,20 +548,20 @@ def expert_matrices(
     """One matrix for each expert, as a grouped product over the `routed` tokens, in the module being recorded."""
     count = experts.count + experts.idle if name == "gate_up_proj" else experts.count
     with tape.module(name, tape.component):
-        weights = [tape.weight("weight", count * into * out, split="expert")]
+        weights = [tape.matrix("weight", into, out, copies=count, split="expert")]
         if bias:
             weights.append(tape.weight("bias", count * out, split="expert"))
-        casts = (tape.tensor(weights[0].elements, tape.compute),) if tape.autocast else ()
-        return tape.record(
+        output = tape.record(
             "grouped_mm",
             (x,),
-            tape.tensor(routed * out, tape.compute),
-            saves=(x,),
+            tape.tensor(routed * out, x.format),
+            saves_for_weights=(x,),
             weights=tuple(weights),
-            casts=casts,
             multiply_adds=routed * into * out,
             linear=Linear(f"experts.{name}", into, out, "experts", experts.count),
         )
+        stacked = 2 if name == "gate_up_proj" else 1
+        return tape.beside(x, output, into, out, routed, copies=experts.count, stacked=stacked)
 
 
 def language_model_head(
@@ -365,22 +574,26 @@ def language_model_head(
     bias: bool = False,
     component: Component = "lm_head",
     loss_in_fp32: bool = True,
+    softcap: bool = False,
+    offset: bool = False,
+    scaled: bool = False,
 ) -> None:
     """The vocabulary projection over all positions and the cross-entropy loss.
 
-    Hugging Face casts the logits of causal models to FP32; of masked and encoder-decoder models it takes the loss in
-    the logits' own format, which autocast makes FP32 as well. It keeps the log-probabilities and makes two gradients
-    of their size; Megatron keeps the probabilities and writes the gradient over them. The fused loss (Liger) never
-    holds all logits: it walks over chunks of about T·h/V tokens, so that one chunk of FP32 logits is about as large as
-    the hidden states in FP32, and keeps the gradients of its inputs instead.
+    Hugging Face casts the logits of causal models to FP32; of masked and encoder-decoder models it takes log-softmax in
+    the logits' own format, and autocast casts its result for the loss. `softcap` is a tanh that caps the logits,
+    `offset` a constant added to them, in the weights' format, `scaled` a product with a number. It keeps the
+    log-probabilities and makes two gradients of their size; Megatron keeps the probabilities and writes the gradient
+    over them. The fused loss (Liger) never holds all logits: it walks over chunks of about T·h/V tokens, so that one
+    chunk of FP32 logits is about as large as the hidden states in FP32, and keeps the gradients of its inputs instead.
     """
     if bias:
         with tape.module("lm_head_bias", "head_other"):
-            offset = tape.weight("bias", rows, split="vocabulary")
-            x = tape.record("bias", (x,), tape.tensor(x.elements, x.format), weights=(offset,), passes=True)
+            added = tape.weight("bias", rows, split="vocabulary")
+            x = tape.record("bias", (x,), x, weights=(added,), passes=True)
     with tape.module("lm_head", component):
-        if tape.kernels.fused_cross_entropy and not tape.kernels.fused:
-            weight = tied_to or tape.weight("weight", width * rows, split="vocabulary")
+        if tape.kernels.fused_cross_entropy and not tape.kernels.sharded_loss:
+            weight = tied_to or tape.matrix("weight", rows, width, split="vocabulary")
             given = tape.to(x, tape.compute)
             gradient = tape.tensor(given.elements, given.format, differentiable=False)
             weight_gradient = tape.tensor(weight.elements, tape.parameters, differentiable=False)
@@ -396,13 +609,42 @@ def language_model_head(
                 linear=Linear("lm_head", width, rows),
             )
         else:
-            logits = tape.linear(x, width, rows, split="vocabulary", tied_to=tied_to)
-            if (loss_in_fp32 or tape.autocast or tape.kernels.fused) and not tape.kernels.fused_cross_entropy:
+            if offset:
+                with tape.releasing():
+                    logits = tape.linear(x, width, rows, split="vocabulary", tied_to=tied_to)
+                format = promoted(tape.parameters, logits.format)
+                logits = tape.record("add", (logits,), tape.tensor(logits.elements, format), passes=True)
+            elif softcap:
+                with tape.releasing():
+                    logits = tape.scale(tape.linear(x, width, rows, split="vocabulary", tied_to=tied_to))
+                logits = tape.scale(tape.pointwise("tanh", logits, saves_output=True))
+            elif scaled:
+                with tape.releasing():
+                    logits = tape.linear(x, width, rows, split="vocabulary", tied_to=tied_to)
+                logits = tape.scale(logits)
+            else:
+                logits = tape.linear(x, width, rows, split="vocabulary", tied_to=tied_to)
+            if loss_in_fp32 and not tape.kernels.sharded_loss:
                 logits = tape.to(logits, "fp32")
-            if tape.kernels.fused:
-                probabilities = tape.tensor(logits.elements, logits.format, differentiable=False)
-                loss = tape.tensor(tape.tokens, "fp32")
-                tape.record("vocab_parallel_cross_entropy", (logits,), loss, saves=(probabilities,), in_place=True)
+            if tape.kernels.sharded_loss:
+                _sharded_loss(tape, logits)
                 return
             loss = tape.pointwise("log_softmax", logits, saves_output=True)
+            if tape.autocast:
+                loss = tape.to(loss, "fp32")
+            tape.record("nll_loss", (loss,), tape.tensor(Size.of(1), "fp32"), saves=(loss,))
+            return
         tape.record("nll_loss", (loss,), tape.tensor(Size.of(1), "fp32"))
+
+
+def _sharded_loss(tape: Tape, logits: Tensor) -> None:
+    """Cross entropy over the vocabulary of one tensor-parallel rank, whose gradient is written over what was kept.
+
+    Megatron makes one FP32 copy of the logits and turns it into probabilities where it stands, fused or not. nanotron
+    subtracts the maximum into a tensor beside the FP32 copy.
+    """
+    loss = tape.tensor(tape.tokens, "fp32")
+    kept = wide = tape.to(logits, "fp32")
+    if not tape.kernels.fused:
+        kept = tape.tensor(logits.elements, "fp32", differentiable=False)
+    tape.record("vocab_parallel_cross_entropy", (wide,), loss, saves=(kept,), in_place=True)

@@ -1,24 +1,31 @@
 """A request's training and layout, checked against the model and with every default decided and said."""
 
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import Any
 
 from app.errors import ImpossibleLayout, InvalidInput
+from app.planning import lora as lora_rules
 from app.planning.architecture import Architecture
-from app.planning.ledger import Kernels
+from app.planning.ledger import AdapterRule, BlockRecompute, Kernels
+from app.planning.pipeline import Split, layers_by_cost
+from app.planning.refusals import check_accumulation, check_used
 from app.planning.specs import (
     Attention,
     FloatFormat,
     Framework,
     Gpu,
+    Lora,
+    Offload,
+    Optimizer,
     OptimizerImplementation,
     Parallelism,
     Precision,
-    Recompute,
     Training,
 )
 
 DEFAULT_SEQUENCE_LENGTH = 2048
+
+DEFAULT_GALORE_RANK = 128
 
 EAGER_ONLY = frozenset({"bloom", "deberta", "deberta-v2"})
 """Model types whose class has neither flash attention nor sdpa."""
@@ -26,11 +33,22 @@ EAGER_ONLY = frozenset({"bloom", "deberta", "deberta-v2"})
 WITHOUT_FLASH = EAGER_ONLY | {"t5", "mt5", "umt5", "longt5"}
 """Model types whose class has no flash attention."""
 
+WITHOUT_SDPA = EAGER_ONLY | {
+    "gemma2",
+    "gpt_neo",
+    "gpt_oss",
+    "granite_swa",
+    "granitemoe_swa",
+    "mimo_v2_flash",
+    "nllb-moe",
+    "pegasus_x",
+    "t5gemma",
+    "vaultgemma",
+}
+"""Model types whose class has no sdpa: Hugging Face runs them with eager attention unless told otherwise."""
+
 AMPERE = 8.0
 """Compute capability from which on GPUs have BF16 units and flash attention."""
-
-_STATES_PER_PARAMETER = MappingProxyType({"adamw": 2, "adam": 2, "lion": 1, "sgd": 0, "sgd-momentum": 1})
-"""Tensors of the parameter's shape that the optimizer keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +58,28 @@ class Rules:
     framework: Framework
     precision: Precision
     kernels: Kernels
-    recompute: Recompute
-    optimizer_states_per_parameter: int
+    optimizer: Optimizer
     optimizer_implementation: OptimizerImplementation
-    optimizer_has_scratch: bool
-    """Whether an unfused step makes temporaries: Adam's denominators and Lion's signs, but nothing in SGD."""
+    galore_rank: int
     zero_stage: int
+    states_sharded: bool
+    """Whether each rank keeps a shard of master weights and optimizer states: from ZeRO-1 on, and in DeepSpeed's BF16
+    optimizer without ZeRO too.
+    """
+    hybrid: bool
+    """Whether groups of ranks that shard replicate each other."""
     replicated: bool
     """Whether data-parallel ranks exchange gradients otherwise than FSDP does."""
     fully_sharded: bool
     """FSDP: weights are gathered block by block in the compute format, and no autocast copies exist."""
     accumulated: bool
     """Whether gradients are summed over several micro batches."""
+    experts_apart: bool
+    """Whether routed experts are sharded over other ranks than the rest."""
+    offload: Offload
+    steps_in_backward: bool
+    piped: bool
+    """Whether the layers are split into pipeline stages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +87,7 @@ class Recipe:
     """How the step runs, with nothing left open."""
 
     rules: Rules
+    split: Split
     micro_batch_size: int
     sequence_length: int
     target_sequence_length: int
@@ -70,14 +99,15 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
     """Decides every default. Raises InvalidInput or ImpossibleLayout, pointing at what to change."""
     assumptions: list[str] = []
     warnings: list[str] = []
-    check_layout(parallelism, training.framework, architecture)
+    check_layout(parallelism, training, architecture)
+    check_used(training, parallelism, architecture, gpu)
     old = gpu is not None and float(gpu.compute_capability) < AMPERE
-    precision = _precision(training, assumptions, old=old)
+    precision = _precision(training, parallelism, assumptions, old=old)
+    precision, frozen = _with_adapters(training, precision, architecture, assumptions)
     attention = _attention(training, precision, architecture.family.model_type, assumptions, old=old)
     if old and precision.compute == "bf16":
         warnings.append("this GPU has no BF16 units: PyTorch emulates BF16 there, slowly; fp16-mixed runs natively")
     sequence_length = _sequence_length(training, architecture, assumptions, warnings)
-    steps = _accumulation_steps(training, parallelism)
     assumptions += [
         f"{name}: {getattr(training, name)}"
         for name in ("framework", "optimizer", "micro_batch_size", "recompute")
@@ -89,7 +119,7 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
     if "optimizer_implementation" not in training.model_fields_set and training.framework == "torchtitan":
         implementation = "fused"
         assumptions.append("optimizer_implementation: fused, torchtitan's default")
-    if training.framework in ("deepspeed", "megatron") and implementation != "fused":
+    if training.framework in ("deepspeed", "megatron", "nanotron") and implementation != "fused":
         implementation = "fused"
         if "optimizer_implementation" in training.model_fields_set:
             raise InvalidInput.at(
@@ -97,7 +127,19 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
                 f"{training.framework} brings its own fused optimizer; send 'fused' or leave the field out",
             )
         assumptions.append(f"optimizer_implementation: fused, which {training.framework} brings")
-    sharded = training.framework in ("transformers", "torchtitan") and parallelism.zero_stage >= 2
+    sharded = training.framework != "deepspeed" and parallelism.zero_stage >= 2
+    steps, split = _split(training, parallelism, architecture, assumptions)
+    check_accumulation(training, steps)
+    tensor = parallelism.tensor_parallel_size > 1
+    replicas = parallelism.data_parallel_size * parallelism.context_parallel_size
+    experts = "num_experts" in architecture.sizes and (
+        parallelism.expert_parallel_size > 1
+        or expert_tensor_parallel_size(parallelism, training.framework) > 1
+        or training.expert_load_percent > 100
+    )
+    sequence_parallel = tensor and (parallelism.sequence_parallel or training.framework == "torchtitan")
+    if sequence_parallel and not parallelism.sequence_parallel:
+        assumptions.append("sequence_parallel: true, which torchtitan's tensor parallelism brings")
     rules = Rules(
         framework=training.framework,
         precision=precision,
@@ -107,20 +149,47 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
             attention=attention,
             fused=training.framework == "megatron",
             fused_cross_entropy=training.fused_cross_entropy,
+            fused_norm=training.framework in ("nanotron", "torchtitan"),
+            sharded_loss=training.framework in ("megatron", "nanotron"),
+            compiled=training.compile,
+            fp8=training.precision == "fp8-mixed" and training.framework != "torchtitan",
+            tensor_parallel=tensor,
+            sequence_parallel=sequence_parallel,
+            context_parallel=parallelism.context_parallel_size > 1,
+            expert_parallel=experts,
+            gathers_again=training.framework in ("megatron", "nanotron"),
+            **frozen,
         ),
-        recompute=training.recompute,
-        optimizer_states_per_parameter=_STATES_PER_PARAMETER[training.optimizer],
+        optimizer=training.optimizer,
         optimizer_implementation=implementation,
-        optimizer_has_scratch=training.optimizer in ("adamw", "adam", "lion"),
+        galore_rank=training.galore_rank or DEFAULT_GALORE_RANK,
         zero_stage=parallelism.zero_stage,
-        replicated=parallelism.data_parallel_size > 1 and not sharded,
+        states_sharded=parallelism.zero_stage >= 1
+        or (training.framework == "deepspeed" and precision.gradients == "fp32" and precision.parameters == "bf16"),
+        hybrid=parallelism.sharding_group_size not in (None, replicas),
+        replicated=replicas > 1 and not sharded,
         fully_sharded=sharded,
         accumulated=steps > 1,
+        experts_apart=experts,
+        offload=parallelism.offload,
+        steps_in_backward=training.optimizer_in_backward,
+        piped=split.stages > 1,
     )
+    if training.cuda_graphs:
+        warnings.append("cuda_graphs: the memory pools of captured graphs are not estimated")
+    if training.framework == "transformers" and parallelism.offload == "optimizer":
+        assumptions.append("offload: torchao's CPUOffloadOptimizer, which keeps states and steps on the host")
+    if training.framework == "transformers" and split.stages > 1:
+        assumptions.append("pipeline stages: torch.distributed.pipelining")
+    if training.method == "qlora" and parallelism.zero_stage == 3:
+        assumptions.append(
+            f"bnb_4bit_quant_storage: {precision.compute}, without which quantized weights are not sharded"
+        )
     if sharded and rules.accumulated and training.framework == "transformers":
         assumptions.append("gradient accumulation without synchronization: each rank keeps whole gradients in between")
     return Recipe(
         rules=rules,
+        split=split,
         micro_batch_size=training.micro_batch_size,
         sequence_length=sequence_length,
         target_sequence_length=_target_length(training, architecture, sequence_length, assumptions),
@@ -129,62 +198,215 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
     )
 
 
-def check_layout(parallelism: Parallelism, framework: Framework, architecture: Architecture) -> None:
-    """Refuses sizes that do not divide what they split, and kinds of parallelism that are not estimated."""
-    for size, name, parts, what in (
-        (parallelism.tensor_parallel_size, "tensor_parallel_size", "num_attention_heads", "attention heads"),
-        (parallelism.pipeline_parallel_size, "pipeline_parallel_size", "num_hidden_layers", "layers"),
-    ):
-        count = architecture.sizes[parts]
-        if count > 1 and count % size:
-            fitting = [divisor for divisor in range(1, min(count, 64) + 1) if count % divisor == 0]
-            raise ImpossibleLayout.at(
-                f"/parallelism/{name}",
-                f"{name} {size} does not divide the model's {count} {what}; "
-                f"sizes that do: {', '.join(map(str, fitting))}; of these only 1 is estimated yet",
-            )
-    key_value = architecture.sizes["num_key_value_heads"]
-    tensor = parallelism.tensor_parallel_size
-    if key_value % tensor and tensor % key_value:
-        raise ImpossibleLayout.at(
-            "/parallelism/tensor_parallel_size",
-            f"tensor_parallel_size {tensor} and the model's {key_value} key/value heads do not divide each other",
-        )
-    experts = architecture.sizes.get("num_experts")
-    if parallelism.expert_parallel_size > 1 and experts is None:
-        raise ImpossibleLayout.at("/parallelism/expert_parallel_size", "the model has no experts to split; send 1")
-    if experts is not None and experts % parallelism.expert_parallel_size:
-        raise ImpossibleLayout.at(
-            "/parallelism/expert_parallel_size",
-            f"expert_parallel_size {parallelism.expert_parallel_size} does not divide the model's {experts} experts",
-        )
-    for name in (
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "context_parallel_size",
-        "expert_parallel_size",
-    ):
-        if getattr(parallelism, name) > 1:
-            raise InvalidInput.at(
-                f"/parallelism/{name}",
-                f"{name} above 1 is not estimated yet: this version answers for one GPU, DDP and ZeRO 1 to 3; "
-                "use data_parallel_size and zero_stage",
-            )
-    if parallelism.sequence_parallel:
+def expert_tensor_parallel_size(parallelism: Parallelism, framework: Framework) -> int:
+    """Ranks that split each expert's matrices."""
+    if parallelism.expert_tensor_parallel_size is not None:
+        return parallelism.expert_tensor_parallel_size
+    if framework == "megatron" or parallelism.expert_parallel_size == 1:
+        return parallelism.tensor_parallel_size
+    return 1
+
+
+def _split(
+    training: Training, parallelism: Parallelism, architecture: Architecture, assumptions: list[str]
+) -> tuple[int, Split]:
+    """Micro batches per step, and how the layers are spread."""
+    stages, chunks = parallelism.pipeline_parallel_size, parallelism.virtual_pipeline_size
+    steps = _accumulation_steps(training, parallelism)
+    if stages > 1 and training.global_batch_size is None and training.gradient_accumulation_steps is None:
+        steps = stages
+        assumptions.append(f"gradient_accumulation_steps: {steps}, as many micro batches as pipeline stages")
+    schedule = parallelism.pipeline_schedule
+    if schedule is None:
+        schedule = "interleaved-1f1b" if chunks > 1 else "1f1b"
+        if stages > 1:
+            assumptions.append(f"pipeline_schedule: {schedule}")
+    if schedule == "zero-bubble":
+        schedule = "zb-h1"
+    spread = parallelism.layers_per_stage
+    if spread is None and training.framework == "nanotron" and stages > 1:
+        sizes = architecture.sizes
+        hidden = sizes["hidden_size"]
+        cost = 4 * sizes["num_attention_heads"] * sizes["head_dim"] * hidden + 3 * sizes["intermediate_size"] * hidden
+        spread = layers_by_cost(sizes["num_hidden_layers"], cost, sizes["vocab_size"] * hidden, stages)
+    remade = frozenset(training.recompute_modules or ("core_attn",))
+    if "moe" in remade:
+        remade |= {"moe_act", "shared_experts"}
+    return steps, Split(
+        stages=stages,
+        chunks=chunks,
+        schedule=schedule,
+        micro_batches=steps,
+        layers_per_stage=spread,
+        recompute=_recompute(training),
+        recompute_layers=training.recompute_layers,
+        remade=remade if training.recompute == "selective" else frozenset(),
+        frozen_layers=training.frozen_layers,
+        offloaded=training.offload_checkpoints,
+        lingers=training.use_reentrant
+        and training.method != "full"
+        and training.framework == "transformers"
+        and parallelism.zero_stage >= 2,
+    )
+
+
+def _recompute(training: Training) -> BlockRecompute:
+    """torchtitan's selective checkpointing goes by operators, unless modules are named."""
+    if training.recompute == "selective" and training.framework == "torchtitan" and training.recompute_modules is None:
+        return "operators"
+    return training.recompute
+
+
+def _with_adapters(
+    training: Training, precision: Precision, architecture: Architecture, assumptions: list[str]
+) -> tuple[Precision, dict[str, Any]]:
+    """The formats of a job that trains adapters beside frozen weights, and what `Kernels` says of them."""
+    if training.method == "full":
+        if training.lora is not None:
+            raise InvalidInput.at("/training/lora", "adapters need method lora or qlora; leave lora out otherwise")
+        return precision, {}
+    given = training.lora or Lora()
+    chosen = lora_rules.adapters(architecture, given, pointer="/training/lora")
+    base = given.base_format or ("nf4" if training.method == "qlora" else precision.compute)
+    whole: FloatFormat = base if base in ("fp32", "bf16", "fp16") else precision.compute
+    if given.prepared:
+        whole = "fp32"
+    trained = given.adapter_format or "fp32"
+    assumptions.append(
+        f"frozen weights: {base}; adapters: {trained}, rank {given.rank}, beside {len(chosen.layers)} kinds of layers"
+    )
+    formats = Precision(compute=precision.compute, parameters=whole, gradients=trained, optimizer_states=trained)
+    rule = AdapterRule(
+        frozenset(layer.name.rpartition(".")[2] for layer in chosen.layers),
+        trained,
+        frozenset(given.modules_to_save or ()),
+    )
+    mixed = not isinstance(training.precision, Precision) and training.precision not in ("bf16", "fp16", "fp32")
+    return formats, {
+        "frozen": True,
+        "under_autocast": mixed,
+        "adapters": rule,
+        "base_format": None if base == whole else base,
+    }
+
+
+def check_layout(parallelism: Parallelism, training: Training, architecture: Architecture) -> None:
+    """Refuses sizes that do not divide what they split, and what a framework does not have."""
+    framework = training.framework
+    _check_heads(parallelism, architecture)
+    _check_pipeline(parallelism, framework, architecture)
+    _check_experts(parallelism, framework, architecture)
+    if parallelism.sequence_parallel and parallelism.tensor_parallel_size == 1:
         raise ImpossibleLayout.at(
             "/parallelism/sequence_parallel", "sequence parallelism needs tensor_parallel_size above 1"
         )
-    if framework == "megatron" and parallelism.zero_stage >= 2:
+    shards, ranks = parallelism.sharding_group_size, parallelism.data_parallel_size * parallelism.context_parallel_size
+    if shards is not None and ranks % shards:
         raise ImpossibleLayout.at(
-            "/parallelism/zero_stage", "Megatron's distributed optimizer is ZeRO-1; use 0 or 1, or another framework"
+            "/parallelism/sharding_group_size",
+            f"sharding_group_size {shards} does not divide data × context parallel ranks, {ranks}",
         )
+    if framework == "megatron" and parallelism.zero_stage == 2:
+        raise ImpossibleLayout.at(
+            "/parallelism/zero_stage",
+            "Megatron's distributed optimizer is ZeRO-1 and its FSDP ZeRO-3; use 0, 1 or 3, or another framework",
+        )
+    if framework == "nanotron" and parallelism.zero_stage >= 2:
+        raise ImpossibleLayout.at("/parallelism/zero_stage", "nanotron has ZeRO-1 only; use 0 or 1")
     if framework == "torchtitan" and parallelism.zero_stage == 1:
         raise ImpossibleLayout.at(
             "/parallelism/zero_stage", "torchtitan has no ZeRO-1; use 0 (DDP), 2 (FSDP without resharding) or 3 (FSDP)"
         )
+    if training.offload_checkpoints and training.recompute != "full":
+        raise InvalidInput.at(
+            "/training/offload_checkpoints",
+            "what is offloaded are the inputs of recomputed blocks; set recompute: full",
+        )
+    if training.use_reentrant and (training.recompute != "full" or framework != "transformers"):
+        raise InvalidInput.at(
+            "/training/use_reentrant",
+            "use_reentrant is how transformers checkpoints whole blocks; set recompute: full with that framework",
+        )
+    if training.frozen_layers and parallelism.pipeline_parallel_size > 1:
+        raise ImpossibleLayout.at("/training/frozen_layers", "frozen layers are not estimated with pipeline stages")
 
 
-def _precision(training: Training, assumptions: list[str], *, old: bool) -> Precision:
+def _check_heads(parallelism: Parallelism, architecture: Architecture) -> None:
+    size, count = parallelism.tensor_parallel_size, architecture.sizes["num_attention_heads"]
+    if count > 1 and count % size:
+        fitting = [divisor for divisor in range(1, min(count, 64) + 1) if count % divisor == 0]
+        raise ImpossibleLayout.at(
+            "/parallelism/tensor_parallel_size",
+            f"tensor_parallel_size {size} does not divide the model's {count} attention heads; "
+            f"sizes that do: {', '.join(map(str, fitting))}",
+        )
+    key_value = architecture.sizes["num_key_value_heads"]
+    if key_value % size and size % key_value:
+        raise ImpossibleLayout.at(
+            "/parallelism/tensor_parallel_size",
+            f"tensor_parallel_size {size} and the model's {key_value} key/value heads do not divide each other",
+        )
+
+
+def _check_pipeline(parallelism: Parallelism, framework: Framework, architecture: Architecture) -> None:
+    stages, chunks, layers = (
+        parallelism.pipeline_parallel_size,
+        parallelism.virtual_pipeline_size,
+        architecture.sizes["num_hidden_layers"],
+    )
+    if stages * chunks > layers > 0 and framework != "nanotron" and parallelism.layers_per_stage is None:
+        raise ImpossibleLayout.at(
+            "/parallelism/pipeline_parallel_size",
+            f"{stages} stages of {chunks} chunks are more than the model's {layers} layers; use at most {layers}",
+        )
+    if layers > 1 and layers % (stages * chunks) and framework != "nanotron" and parallelism.layers_per_stage is None:
+        fitting = [divisor for divisor in range(1, layers + 1) if layers % divisor == 0]
+        raise ImpossibleLayout.at(
+            "/parallelism/pipeline_parallel_size",
+            f"{stages} stages of {chunks} chunks do not divide the model's {layers} layers; "
+            f"products that do: {', '.join(map(str, fitting))}; or say layers_per_stage",
+        )
+    if chunks > 1 and stages == 1:
+        raise ImpossibleLayout.at(
+            "/parallelism/virtual_pipeline_size", "virtual stages need pipeline_parallel_size above 1"
+        )
+    if parallelism.pipeline_schedule is not None:
+        interleaved = parallelism.pipeline_schedule == "interleaved-1f1b"
+        if interleaved != (chunks > 1):
+            raise ImpossibleLayout.at(
+                "/parallelism/pipeline_schedule",
+                "interleaved-1f1b and virtual_pipeline_size above 1 go together; set both or neither",
+            )
+    if parallelism.layers_per_stage is not None and len(parallelism.layers_per_stage) != stages:
+        raise ImpossibleLayout.at(
+            "/parallelism/layers_per_stage",
+            f"layers_per_stage counts {len(parallelism.layers_per_stage)} stages, and pipeline_parallel_size is "
+            f"{stages}; send one count for each stage",
+        )
+
+
+def _check_experts(parallelism: Parallelism, framework: Framework, architecture: Architecture) -> None:
+    experts, split = architecture.sizes.get("num_experts"), parallelism.expert_parallel_size
+    if split > 1 and experts is None:
+        raise ImpossibleLayout.at("/parallelism/expert_parallel_size", "the model has no experts to split; send 1")
+    if experts is None:
+        return
+    if experts % split:
+        raise ImpossibleLayout.at(
+            "/parallelism/expert_parallel_size",
+            f"expert_parallel_size {split} does not divide the model's {experts} experts",
+        )
+    ranks = parallelism.data_parallel_size * parallelism.context_parallel_size * parallelism.tensor_parallel_size
+    tensor = expert_tensor_parallel_size(parallelism, framework)
+    if ranks % (split * tensor):
+        raise ImpossibleLayout.at(
+            "/parallelism/expert_parallel_size",
+            f"expert_parallel_size × expert_tensor_parallel_size = {split} × {tensor} does not divide the "
+            f"data × context × tensor parallel ranks it is taken from, {ranks}",
+        )
+
+
+def _precision(training: Training, parallelism: Parallelism, assumptions: list[str], *, old: bool) -> Precision:
     preset = training.precision
     if isinstance(preset, Precision):
         _check_precision(preset, training.framework)
@@ -192,6 +414,8 @@ def _precision(training: Training, assumptions: list[str], *, old: bool) -> Prec
     if preset is None:
         preset = "fp16-mixed" if old else "bf16-mixed"
         assumptions.append(f"precision: {preset}")
+    if preset == "fp8-mixed":
+        preset = "bf16-mixed"
     if preset in ("int8", "fp8"):
         raise InvalidInput.at(
             "/training/precision",
@@ -203,8 +427,12 @@ def _precision(training: Training, assumptions: list[str], *, old: bool) -> Prec
             assumptions.append(f"precision {preset}: everything in {preset}, without the FP32 master weights of a mix")
         return Precision(compute=preset, parameters=preset, gradients=preset, optimizer_states=preset)
     half: FloatFormat = "bf16" if preset == "bf16-mixed" else "fp16"
+    if training.framework == "nanotron":
+        return Precision(compute=half, parameters=half, gradients="fp32", master_weights="fp32")
     if training.framework == "deepspeed":
-        return Precision(compute=half, parameters=half, gradients=half, master_weights="fp32")
+        alone = half == "bf16" and parallelism.zero_stage == 0
+        wide: FloatFormat = "fp32" if alone else half  # DeepSpeed's BF16_Optimizer accumulates in FP32
+        return Precision(compute=half, parameters=half, gradients=wide, master_weights="fp32")
     if training.framework == "megatron":
         gradients: FloatFormat = "fp32" if half == "bf16" else "fp16"  # FP32 copies of FP16 ones are made at the step
         return Precision(compute=half, parameters=half, gradients=gradients, master_weights="fp32")
@@ -213,8 +441,8 @@ def _precision(training: Training, assumptions: list[str], *, old: bool) -> Prec
 
 def _check_precision(precision: Precision, framework: Framework) -> None:
     """Refuses combinations of formats that the framework cannot run."""
-    own_optimizer = framework in ("deepspeed", "megatron")
-    weights = (precision.compute,) if framework == "megatron" else (precision.compute, "fp32")
+    own_optimizer = framework in ("deepspeed", "megatron", "nanotron")
+    weights = (precision.compute,) if framework in ("megatron", "nanotron") else (precision.compute, "fp32")
     gradients = (precision.parameters, "fp32") if own_optimizer else (precision.parameters,)
     if precision.parameters not in weights:
         raise InvalidInput.at(
@@ -240,7 +468,8 @@ def _attention(
 ) -> Attention:
     if training.attention is None:
         attention: Attention = "flash"
-        if model_type in EAGER_ONLY:
+        own_kernels = training.framework in ("megatron", "torchtitan")
+        if model_type in EAGER_ONLY or (model_type in WITHOUT_SDPA and not own_kernels):
             attention = "eager"
         elif precision.compute == "fp32" or old or model_type in WITHOUT_FLASH:
             attention = "sdpa"
@@ -251,9 +480,11 @@ def _attention(
             "/training/attention", "flash attention computes in 16 bit only; use sdpa or eager with fp32"
         )
     if (training.attention == "flash" and model_type in WITHOUT_FLASH) or (
-        training.attention == "sdpa" and model_type in EAGER_ONLY
+        training.attention == "sdpa" and model_type in WITHOUT_SDPA
     ):
-        has = "eager attention only" if model_type in EAGER_ONLY else "sdpa and eager attention"
+        has = "flash and eager attention" if model_type in WITHOUT_SDPA else "sdpa and eager attention"
+        if model_type in EAGER_ONLY:
+            has = "eager attention only"
         raise InvalidInput.at("/training/attention", f"the class of {model_type} has {has}")
     if training.attention == "flash" and old:
         raise InvalidInput.at("/training/attention", "flash attention needs compute capability 8.0; use sdpa or eager")

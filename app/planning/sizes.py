@@ -5,6 +5,7 @@ evaluates on integers for one layout or on NumPy int64 arrays for a whole grid o
 bytes and floating-point operations are all Sizes.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, reduce
 from math import gcd
@@ -16,6 +17,7 @@ import numpy as np
 Sizes: TypeAlias = Mapping[str, Any]
 """Values by name: `int`, or NumPy int64 arrays of one shape."""
 
+_NAME = re.compile(r"[a-z][a-z_0-9]*\b(?!\()")
 _PRINTED_FIRST = ("num_hidden_layers", "micro_batch_size", "sequence_length")
 
 
@@ -38,11 +40,17 @@ def smallest_number(*amounts: Any) -> Any:
     return min(amounts)
 
 
+def reaches_number(amount: Any, bound: Any) -> Any:
+    """1 where `amount` is at least `bound`, else 0: for integers and integer arrays."""
+    return (amount >= bound) * 1
+
+
 _FUNCTIONS: dict[str, Callable[..., Any] | dict[str, Any]] = {
     "__builtins__": {},
     "ceil_div": ceil_div_numbers,
     "max": largest_number,
     "min": smallest_number,
+    "reaches": reaches_number,
 }
 
 
@@ -103,6 +111,29 @@ class Size:
             self._text = _factored(self._terms)
         return self._text
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names it is made of."""
+        return frozenset(name for factors in self._terms for factor in factors for name in _NAME.findall(factor))
+
+    def renamed(self, names: Mapping[str, str]) -> "Size":
+        """The same amount over other names: `{"vocab_size": "vocab_size_per_rank"}`."""
+        if not names or self.names.isdisjoint(names):
+            return self
+        terms: dict[tuple[str, ...], int] = {}
+        for factors, coefficient in self._terms.items():
+            changed = (_NAME.sub(lambda found: names.get(found[0], found[0]), factor) for factor in factors)
+            key = tuple(sorted(changed, key=_reading_order))
+            terms[key] = terms.get(key, 0) + coefficient
+        return Size(terms)
+
+    def covers(self, other: "Size") -> bool:
+        """Whether it is at least `other` whatever the sizes are, as long as none is negative: term by term."""
+        mine, theirs = self._terms, other._terms
+        return all(mine.get(factors, 0) >= coefficient for factors, coefficient in theirs.items()) and all(
+            coefficient >= 0 for factors, coefficient in mine.items() if factors not in theirs
+        )
+
     def evaluate(self, sizes: Sizes) -> Any:
         """The number for these sizes: an int, or an int64 array where they are arrays. KeyError on a missing name."""
         if self._code is None:
@@ -133,6 +164,11 @@ def smallest(*amounts: Size) -> Size:
 def largest(*amounts: Size) -> Size:
     """The largest of some sizes."""
     return named(f"max({', '.join(map(str, amounts))})")
+
+
+def reaches(amount: Size, bound: int) -> Size:
+    """1 where `amount` is at least `bound`, else 0."""
+    return named(f"reaches({amount}, {bound})")
 
 
 def evaluate(formula: str, sizes: Sizes) -> Any:

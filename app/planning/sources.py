@@ -87,6 +87,77 @@ LION = Source(
     where="Algorithm 2: one momentum per parameter",
     url="https://arxiv.org/abs/2302.06675",
 )
+BITSANDBYTES = Source(
+    title="Dettmers et al. 2021, 8-bit Optimizers via Block-wise Quantization",
+    where=(
+        "bitsandbytes/optim/optimizer.py, init_state(): one byte and 4/256 of an FP32 maximum per element and state; "
+        "FP32 below min_8bit_size 4096 and, under Hugging Face's Trainer, in embeddings; paged from 100,000 elements on"
+    ),
+    url="https://arxiv.org/abs/2110.02861",
+)
+TORCHAO_OPTIM = Source(
+    title="torchao low-bit optimizers",
+    where="torchao/optim/adam.py, _new_buffer(): blocks of 256 (8 bit) or 128 (4 bit), from 4096 elements on",
+    url="https://github.com/pytorch/ao/tree/main/torchao/optim",
+)
+ADAFACTOR = Source(
+    title="Shazeer and Stern 2018, Adafactor",
+    where="Section 3, as transformers/optimization.py runs it: FP32 row and column means, no first moment",
+    url="https://arxiv.org/abs/1804.04235",
+)
+CAME = Source(
+    title="Luo et al. 2023, CAME: Confidence-guided Adaptive Memory Efficient Optimization",
+    where="Algorithm 2: a first moment, and factors of the second moment and of the instability",
+    url="https://arxiv.org/abs/2307.02047",
+)
+ADAM_MINI = Source(
+    title="Zhang et al. 2024, Adam-mini: Use Fewer Learning Rates To Gain More",
+    where="Algorithm 1: a first moment, and one second moment per row of a matrix",
+    url="https://arxiv.org/abs/2406.16793",
+)
+ADEMAMIX = Source(
+    title="Pagliardini et al. 2024, The AdEMAMix Optimizer",
+    where="Algorithm 1: a fast and a slow first moment and a second moment",
+    url="https://arxiv.org/abs/2409.03137",
+)
+SOPHIA = Source(
+    title="Liu et al. 2023, Sophia: A Scalable Stochastic Second-order Optimizer",
+    where="Algorithm 3: a first moment and the diagonal of the Hessian",
+    url="https://arxiv.org/abs/2305.14342",
+)
+SHAMPOO = Source(
+    title="Shi et al. 2023, A Distributed Data-Parallel PyTorch Implementation of Shampoo",
+    where=(
+        "Section 3: for each block up to max_preconditioner_dim 1024 two Kronecker factors and their inverse roots; "
+        "filtered gradient and Adam grafting for each element"
+    ),
+    url="https://arxiv.org/abs/2309.06497",
+)
+SOAP = Source(
+    title="Vyas et al. 2024, SOAP: Improving and Stabilizing Shampoo using Adam",
+    where="Algorithm 3: Adam's moments; for each side up to max_precond_dim 10000 a covariance and its eigenvectors",
+    url="https://arxiv.org/abs/2409.11321",
+)
+MUON = Source(
+    title="Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks",
+    where="torch/optim/_muon.py: a momentum per hidden matrix, Newton-Schulz in BF16; AdamW for everything else",
+    url="https://kellerjordan.github.io/posts/muon/",
+)
+GALORE = Source(
+    title="Zhao et al. 2024, GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection",
+    where="Algorithm 2 and galore_torch/galore_projector.py: Adam on projected gradients, one projection per matrix",
+    url="https://arxiv.org/abs/2403.03507",
+)
+LOMO = Source(
+    title="Lv et al. 2023, Full Parameter Fine-tuning for Large Language Models with Limited Resources",
+    where="Algorithm 1 and lomo_optim/lomo.py: each weight is updated, in FP32 copies, when backward reaches it",
+    url="https://arxiv.org/abs/2306.09782",
+)
+BADAM = Source(
+    title="Luo et al. 2024, BAdam: A Memory Efficient Full Parameter Optimization Method for Large Language Models",
+    where="Algorithm 1 and badam/block_optim.py: FP32 weights, gradients and Adam's moments of one block at a time",
+    url="https://arxiv.org/abs/2404.02827",
+)
 CROSS_ENTROPY = Source(
     title="PyTorch cross entropy as Hugging Face calls it",
     where=(
@@ -126,4 +197,27 @@ RULE_OF_THUMB = Source(
         "weights"
     ),
     url="https://huggingface.co/docs/transformers/model_memory_anatomy",
+)
+NANOTRON = Source(
+    title="nanotron training loop",
+    where=(
+        "src/nanotron/optim/gradient_accumulator.py (FP32 buffer of all parameters), optim/zero.py (slices), "
+        "parallel/tensor_parallel/functional.py (MemoryBuffer, _ShardedCrossEntropy)"
+    ),
+    url="https://github.com/huggingface/nanotron/tree/main/src/nanotron",
+)
+MEGATRON_FUSION = Source(
+    title="Transformer Engine, gradient accumulation fusion",
+    where="transformer_engine/pytorch/module/base.py, get_dummy_wgrad(): one tensor for each shape, never freed",
+    url="https://github.com/NVIDIA/TransformerEngine/blob/main/transformer_engine/pytorch/module/base.py",
+)
+PIPELINE = Source(
+    title="Narayanan et al. 2021, Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM",
+    where="Section 2.2: activations and their gradients travel between neighbouring stages",
+    url="https://arxiv.org/abs/2104.04473",
+)
+RING_ATTENTION = Source(
+    title="Liu et al. 2023, Ring Attention with Blockwise Transformers for Near-Infinite Context",
+    where="Section 3: keys and values of the next block are received while those of this one are used",
+    url="https://arxiv.org/abs/2310.01889",
 )

@@ -11,11 +11,60 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from app.units import MIB
 
-Framework = Literal["transformers", "deepspeed", "megatron", "torchtitan"]
+Framework = Literal["transformers", "deepspeed", "megatron", "torchtitan", "nanotron"]
+Method = Literal["full", "lora", "qlora"]
 FloatFormat = Literal["fp32", "bf16", "fp16"]
-PrecisionPreset = Literal["bf16-mixed", "fp16-mixed", "fp32", "bf16", "fp16", "int8", "fp8"]
-Optimizer = Literal["adamw", "adam", "sgd", "sgd-momentum", "lion"]
+StateFormat = Literal["fp32", "bf16", "fp16", "fp8"]
+BaseFormat = Literal["nf4", "nf4-double", "int4", "int8", "fp8", "bf16", "fp16", "fp32"]
+PrecisionPreset = Literal["bf16-mixed", "fp16-mixed", "fp8-mixed", "fp32", "bf16", "fp16", "int8", "fp8"]
+Optimizer = Literal[
+    "adamw",
+    "adam",
+    "adamw-amsgrad",
+    "adamax",
+    "nadam",
+    "radam",
+    "sgd",
+    "sgd-momentum",
+    "adagrad",
+    "rmsprop",
+    "lion",
+    "adafactor",
+    "came",
+    "adam-mini",
+    "ademamix",
+    "sophia",
+    "shampoo",
+    "soap",
+    "muon",
+    "galore-adamw",
+    "lomo",
+    "badam",
+    "adamw-8bit",
+    "paged-adamw",
+    "paged-adamw-8bit",
+    "lion-8bit",
+    "sgd-momentum-8bit",
+    "ademamix-8bit",
+    "adamw-8bit-torchao",
+    "adamw-4bit-torchao",
+]
 OptimizerImplementation = Literal["foreach", "fused", "for-loop"]
+PipelineSchedule = Literal[
+    "1f1b",
+    "gpipe",
+    "interleaved-1f1b",
+    "zero-bubble",
+    "zb-h1",
+    "zb-h2",
+    "zb-v",
+    "v-half",
+    "v-min",
+    "dualpipe",
+    "dualpipe-v",
+]
+Offload = Literal["none", "optimizer", "optimizer+parameters"]
+RecomputeModule = Literal["core_attn", "mlp", "moe", "moe_act", "layernorm", "mla_up_proj", "shared_experts"]
 Recompute = Literal["none", "selective", "full"]
 Attention = Literal["flash", "sdpa", "eager"]
 Estimator = Literal["detailed", "rule_of_thumb"]
@@ -52,9 +101,11 @@ class Precision(Spec):
     """Format the weights are kept in between steps."""
     gradients: FloatFormat
     """Format the gradients are kept in."""
-    master_weights: Literal["fp32"] | None = None
-    """A second, FP32 copy of the weights that the optimizer updates; null for none."""
-    optimizer_states: FloatFormat = "fp32"
+    master_weights: FloatFormat | None = None
+    """A second copy of the weights that the optimizer updates; null for none. In 16 bit it is what Megatron's
+    `store_param_remainders` keeps: the bits that the 16-bit weights lack.
+    """
+    optimizer_states: StateFormat = "fp32"
     """Format of the optimizer's states."""
 
 
@@ -65,6 +116,17 @@ class Lora(Spec):
     """Rank of each adapter."""
     target_modules: Literal["all-linear"] | LayerNames | None = None
     """Layers that get an adapter, by the last part of their name, or `all-linear`. Default: PEFT's for the model."""
+    modules_to_save: LayerNames | None = None
+    """Modules that are trained whole beside the adapters, such as `embed_tokens` and `lm_head`."""
+    adapter_format: FloatFormat | None = None
+    """Format of the adapters. Default FP32, as PEFT makes them; the weights' own format where that is FP32."""
+    prepared: StrictBool = False
+    """PEFT's `prepare_model_for_kbit_training`: everything that is not quantized, and the residual stream, in FP32."""
+    base_format: BaseFormat | None = None
+    """Format of the frozen weights: all of them in a float format, the blocks' linear layers in a quantized one (`nf4`,
+    `nf4-double` with quantized scales, `int4` in groups of 128 as GPTQ makes it). Default: the compute format for
+    `lora`, `nf4` for `qlora`.
+    """
 
 
 class Training(Spec):
@@ -72,14 +134,20 @@ class Training(Spec):
     `assumptions`.
     """
 
-    method: Literal["full"] = "full"
-    """What is trained: all weights."""
+    method: Method = "full"
+    """What is trained: all weights, or low-rank adapters beside frozen weights (`lora`), which `qlora` quantizes."""
+    lora: Lora | None = None
+    """The adapters of `lora` and `qlora`."""
+    frozen_layers: Annotated[StrictInt, Field(ge=0, le=2**20)] = 0
+    """Blocks at the input that get no gradient, with the embeddings below them."""
     precision: PrecisionPreset | Precision | None = None
     """A preset, or the format of each part. Default `bf16-mixed`; `fp32` for the rule of thumb, which also knows
     `int8` and `fp8`.
     """
     optimizer: Optimizer = "adamw"
     """The optimizer; it decides how many states a parameter has."""
+    galore_rank: Annotated[StrictInt, Field(ge=1, le=65_536)] | None = None
+    """Rank of GaLore's projection. Default 128."""
     optimizer_implementation: OptimizerImplementation = "foreach"
     """PyTorch's implementation of the step; `foreach` needs scratch memory of the size of the gradients, `fused` none.
     """
@@ -90,22 +158,46 @@ class Training(Spec):
     gradient_accumulation_steps: Annotated[StrictInt, Field(ge=1, le=2**20)] | None = None
     """Micro batches per optimizer step; follows from the batch sizes when `global_batch_size` is given."""
     target_sequence_length: Annotated[StrictInt, Field(ge=1, le=2**26)] | None = None
-    """Tokens per target sequence of an encoder-decoder model. Default: as many as `sequence_length`."""
+    """Tokens per target sequence of an encoder-decoder model. Default: as many as `sequence_length`, or the most that
+    the decoder takes.
+    """
     sequence_length: Annotated[StrictInt, Field(ge=1, le=2**26)] | None = None
     """Tokens per sequence; of an encoder-decoder model, per source sequence. Default 2,048, or the longest the model
     takes if that is shorter.
     """
     recompute: Recompute = "none"
-    """Activations made again in backward instead of kept: none, the attention core (`selective`), or each block
-    (`full`).
+    """Activations made again in backward instead of kept: none; modules of a block (`selective`: the attention core, or
+    `recompute_modules`; under torchtitan, operators); or each block (`full`).
     """
     attention: Attention | None = None
-    """Attention implementation. Default `flash` in 16 bit; `sdpa` in FP32, where flash attention does not exist."""
+    """Attention implementation. Default `flash` in 16 bit; `sdpa` in FP32 and on GPUs before Ampere, where flash
+    attention does not exist; what the model's class has, where it lacks these.
+    """
     framework: Framework = "transformers"
     """Whose code trains: it decides which copies of weights and gradients exist, and what a layer saves for backward.
     """
+    recompute_layers: Annotated[StrictInt, Field(ge=1, le=2**20)] | None = None
+    """How many blocks `full` recomputation makes again (Megatron's `block` method). Default: all."""
+    offload_checkpoints: StrictBool = False
+    """Inputs of recomputed blocks wait in host memory (Unsloth's checkpointing, DeepSpeed's `cpu_checkpointing`)."""
+    use_reentrant: StrictBool = False
+    """Recomputed blocks are checkpointed with `use_reentrant=True` around their FSDP unit, as transformers before 4.53
+    does by default: beside frozen weights their inputs and gradients then stay until backward ends.
+    """
+    optimizer_in_backward: StrictBool = False
+    """The optimizer steps on each weight as soon as backward has its gradient, which is freed at once (torchtune)."""
+    recompute_modules: Annotated[tuple[RecomputeModule, ...], Field(min_length=1)] | None = None
+    """What `selective` recomputation makes again, in Megatron's words. Default: the attention core."""
     fused_cross_entropy: StrictBool = False
-    """A loss that never holds the logits of all tokens at once (Liger, cut cross-entropy)."""
+    """A loss that never holds the logits of all tokens at once (Liger, cut cross-entropy); Megatron's fused loss."""
+    compile: StrictBool = False
+    """`torch.compile`: pointwise operators are fused, and keep only what crosses a fused region."""
+    deterministic: StrictBool = False
+    """PyTorch's deterministic algorithms: cuBLAS workspaces of 32 MiB, which `CUBLAS_WORKSPACE_CONFIG=:4096:8` sets."""
+    expert_load_percent: Annotated[StrictInt, Field(ge=100, le=10_000)] = 100
+    """Tokens that the fullest rank's experts get, in percent of an even share."""
+    cuda_graphs: StrictBool = False
+    """Steps are captured as CUDA graphs, whose memory pools stay allocated."""
 
 
 class Parallelism(Spec):
@@ -115,16 +207,38 @@ class Parallelism(Spec):
     """Replicas, or shards of the model states, that see different data."""
     zero_stage: Annotated[StrictInt, Field(ge=0, le=3)] = 0
     """What data-parallel ranks shard: 0 nothing (DDP), 1 optimizer states, 2 gradients too, 3 weights too (FSDP)."""
+    sharding_group_size: Degree | None = None
+    """Ranks over which ZeRO or FSDP shards; groups replicate each other (hybrid sharding). Default: all data-parallel
+    ranks.
+    """
+    reduce_bucket_size: Annotated[StrictInt, Field(ge=1, le=2**34)] | None = None
+    """Elements of DeepSpeed's reduce bucket. Default 500,000,000, DeepSpeed's own; Hugging Face's `auto` is
+    `hidden_size` squared.
+    """
     tensor_parallel_size: Degree = 1
     """Ranks that split each layer's matrices."""
     sequence_parallel: StrictBool = False
     """Megatron sequence parallelism: norms and dropouts split over the tensor-parallel ranks."""
     pipeline_parallel_size: Degree = 1
     """Ranks that split the layers into stages."""
+    pipeline_schedule: PipelineSchedule | None = None
+    """In which order stages run micro batches. Default `1f1b`, or `interleaved-1f1b` with virtual stages."""
+    virtual_pipeline_size: Degree = 1
+    """Chunks of layers that each pipeline rank holds."""
+    layers_per_stage: Annotated[tuple[Annotated[StrictInt, Field(ge=0, le=2**20)], ...], Field(min_length=1)] | None = (
+        None
+    )
+    """Blocks of each stage, first to last, where they are not spread evenly."""
     context_parallel_size: Degree = 1
     """Ranks that split the sequence."""
     expert_parallel_size: Degree = 1
-    """Ranks that split the experts of a mixture-of-experts model."""
+    """Ranks that split the experts of a mixture-of-experts model; taken from data, context and tensor ranks."""
+    expert_tensor_parallel_size: Degree | None = None
+    """Ranks that split each expert's matrices. Default: `tensor_parallel_size` without expert parallelism, and always
+    under Megatron; else 1.
+    """
+    offload: Offload = "none"
+    """What host memory keeps instead of the GPU: the optimizer's states and step, and the weights as well."""
 
     @property
     def ranks(self) -> int:
@@ -135,6 +249,18 @@ class Parallelism(Spec):
             * self.pipeline_parallel_size
             * self.context_parallel_size
         )
+
+    @property
+    def groups(self) -> int:
+        """Kinds of groups that a rank communicates in: one communicator each."""
+        sizes = (
+            self.data_parallel_size,
+            self.tensor_parallel_size,
+            self.pipeline_parallel_size,
+            self.context_parallel_size,
+            self.expert_parallel_size,
+        )
+        return sum(size > 1 for size in sizes)
 
 
 class Gpu(Spec):

@@ -1,17 +1,23 @@
-"""What stays between steps: weights, gradients, master weights, optimizer states; and what sharding needs in passing.
+"""What stays between steps: weights, gradients, master weights, optimizer states.
 
-ZeRO stage 1 shards master weights and optimizer states over `data_parallel_size` ranks, stage 2 gradients too, stage 3
+ZeRO stage 1 shards master weights and optimizer states over the data-parallel ranks, stage 2 gradients too, stage 3
 weights too. FSDP shards all of them; at stage 2 it keeps whole weights from forward to backward. Which copies exist is
 the framework's choice and stands in the recipe's precision: autocast keeps FP32 weights, DeepSpeed and Megatron keep
 16-bit weights beside FP32 master weights.
+
+Routed experts may be sharded over other ranks than the rest: expert parallelism takes its ranks from data, context and
+tensor parallelism.
 """
 
+from collections.abc import Iterable
+from functools import lru_cache
+
 from app.planning.ledger import Segment
+from app.planning.optimizers import ELEMENT_WISE, OptimizerStates, Trained, cut_of, states_of
 from app.planning.recipe import Rules
 from app.planning.sizes import Size, ceil_div, largest, named, smallest, total
 from app.planning.sources import (
-    DDP,
-    DEEPSPEED_CONFIG,
+    CHECKPOINT,
     DEEPSPEED_STEP,
     FSDP,
     MEGATRON_OPTIMIZER,
@@ -21,23 +27,18 @@ from app.planning.sources import (
     Source,
 )
 from app.planning.term import Term
-from app.planning.timeline import NOTHING, Moment
+from app.planning.timeline import NOTHING, Moment, offloaded_bytes
 from app.precision.formats import FORMATS
 
-PARAMETERS = named("parameters")
-TRAINABLE = named("trainable_parameters")
-SHARDS = named("data_parallel_size")
-LARGEST_WEIGHT = named("largest_weight")
+PARAMETERS = named("parameters_on_rank")
+TRAINABLE = named("trainable_parameters_on_rank")
+EXPERT_PARAMETERS = named("expert_parameters_on_rank")
+TRAINABLE_EXPERTS = named("trainable_expert_parameters_on_rank")
+SHARDS = named("sharding_group_size")
+EXPERT_SHARDS = named("expert_sharding_group_size")
 
-DEEPSPEED_BUCKET_ELEMENTS = 500_000_000
-"""`reduce_bucket_size` of DeepSpeed: one bucket is allocated whole, however small the model is."""
-
-DEEPSPEED_PREFETCH_ELEMENTS = 50_000_000
-"""`stage3_prefetch_bucket_size` of DeepSpeed."""
-
-
-DEEPSPEED_LIVE_ELEMENTS = 1_000_000_000
-"""`stage3_max_live_parameters` of DeepSpeed: so many stay gathered, since they are used again within reuse distance."""
+DEEPSPEED_SUBGROUP_ELEMENTS = 1_000_000_000
+"""`sub_group_size` of DeepSpeed: ZeRO-3 steps so many parameters at a time."""
 
 
 def element_bytes(format: str) -> int:
@@ -45,132 +46,326 @@ def element_bytes(format: str) -> int:
     return FORMATS[format].bytes
 
 
-def sharded(elements: Size, *, when: bool) -> Size:
-    """What one rank holds of `elements`: a shard, rounded up, or everything."""
-    return ceil_div(elements, SHARDS) if when else elements
+def stored_bytes(elements: Size, format: str) -> Size:
+    """Bytes of `elements` in a format that may be narrower than a byte, its scales included (QLoRA, section 3; for
+    `int4`, GPTQ's FP16 scale and 4-bit zero point for each group of 128).
+    """
+    if format == "int4":
+        return ceil_div(elements, Size.of(2)) + ceil_div(elements, Size.of(128)) * 2 + ceil_div(elements, Size.of(256))
+    if format == "nf4":
+        return ceil_div(elements, Size.of(2)) + ceil_div(elements, Size.of(64)) * 4
+    if format == "nf4-double":
+        return (
+            ceil_div(elements, Size.of(2)) + ceil_div(elements, Size.of(64)) + ceil_div(elements, Size.of(16_384)) * 4
+        )
+    return elements * element_bytes(format)
+
+
+@lru_cache(maxsize=512)
+def counts_on_rank(segments: tuple[Segment, ...], *, experts_apart: bool) -> dict[str, Size]:
+    """Formulas for the counts that the terms name: parameters of a rank in the model's own format, trainable ones,
+    and those of its experts where they are sharded over other ranks.
+    """
+    weights = [(weight, segment.copies) for segment in segments for weight in segment.weights]
+    apart = [experts_apart and weight.component == "routed_experts" for weight, _ in weights]
+    own = [weight.format is None for weight, _ in weights]
+    trained = [weight.trainable and not segment.frozen for segment in segments for weight in segment.weights]
+
+    def count(chosen: Iterable[bool]) -> Size:
+        return total(weight.elements * copies for (weight, copies), use in zip(weights, chosen, strict=True) if use)
+
+    return {
+        str(PARAMETERS): count(own[i] and not apart[i] for i in range(len(weights))),
+        str(EXPERT_PARAMETERS): count(own[i] and apart[i] for i in range(len(weights))),
+        str(TRAINABLE): count(trained[i] and not apart[i] for i in range(len(weights))),
+        str(TRAINABLE_EXPERTS): count(trained[i] and apart[i] for i in range(len(weights))),
+    }
+
+
+def trainable(rules: Rules, *, split: bool) -> Size:
+    """Trainable parameters of a rank, or its shard of them."""
+    dense = ceil_div(TRAINABLE, SHARDS) if split else TRAINABLE
+    if not rules.experts_apart:
+        return dense
+    return dense + (ceil_div(TRAINABLE_EXPERTS, EXPERT_SHARDS) if split else TRAINABLE_EXPERTS)
 
 
 def kept(rules: Rules, segments: tuple[Segment, ...]) -> list[Term]:
     """Weights, master weights and optimizer states: held at every moment."""
     precision = rules.precision
     source = _state_source(rules)
-    weight_bytes = element_bytes(precision.parameters)
-    if rules.zero_stage >= 3 or rules.fully_sharded:
-        terms = [Term("weights", "weights", ceil_div(PARAMETERS, SHARDS) * weight_bytes, source)]
-    else:
-        terms = [
-            Term(f"weights.{name}", "weights", elements * weight_bytes, TENSOR_SIZE)
-            for name, elements in elements_by_component(segments).items()
-        ]
-    shard = sharded(TRAINABLE, when=rules.zero_stage >= 1)
+    terms = _weights(rules, segments)
+    buffers = total(
+        tensor.bytes * segment.copies
+        for segment in segments
+        for operation in segment.operations
+        for tensor in operation.buffers
+    )
+    if buffers:
+        terms.append(Term("buffers", "weights", buffers, TENSOR_SIZE))
+    if rules.offload != "none":
+        return terms
+    shard = trainable(rules, split=rules.states_sharded)
     if precision.master_weights is not None:
         terms.append(
             Term("master_weights", "optimizer_states", shard * element_bytes(precision.master_weights), source)
         )
-    if rules.optimizer_states_per_parameter:
-        state_bytes = element_bytes(precision.optimizer_states) * rules.optimizer_states_per_parameter
-        terms.append(Term("optimizer_states", "optimizer_states", shard * state_bytes, source))
+    for name, own in _optimizer_parts(rules, segments):
+        terms.append(Term(f"optimizer_states{name}", "optimizer_states", own.bytes - own.evictable, own.source))
     return terms
 
 
-def gradients(rules: Rules, moment: Moment) -> list[Term]:
-    """Gradients at a moment of forward or backward.
-
-    PyTorch allocates a gradient when backward reaches its weight and frees it after the step; Megatron's buffer, the
-    partition of DeepSpeed's ZeRO-2 and 3, and any gradient accumulated over micro batches exist all the time.
+def host_bytes(rules: Rules, segments: tuple[Segment, ...]) -> list[Term]:
+    """What one rank keeps in host memory when the optimizer, and perhaps the weights, are offloaded: master weights,
+    states and FP32 gradients for the step on the CPU, and 16-bit copies that travel (DeepSpeed ZeRO-Offload; FSDP's
+    CPUOffload moves the shards themselves); states that a paged optimizer may move there.
     """
-    gradient_bytes = element_bytes(rules.precision.gradients)
-    source = _state_source(rules)
-    if rules.framework == "megatron" or rules.accumulated or (rules.framework == "deepspeed" and rules.zero_stage >= 2):
-        terms = [
-            Term("gradients", "gradients", sharded(TRAINABLE, when=rules.zero_stage >= 2) * gradient_bytes, source)
+    terms = [Term("checkpoints", "activations", offloaded_bytes(segments), CHECKPOINT)]
+    if rules.offload == "none":
+        terms += [
+            Term(f"paged_states{name}", "optimizer_states", own.evictable, own.source)
+            for name, own in _optimizer_parts(rules, segments)
         ]
-        fresh = moment.own_gradients if rules.fully_sharded else moment.fresh_gradients
-        if rules.fully_sharded and rules.framework == "transformers":
-            whole = TRAINABLE * element_bytes(rules.precision.compute)
-            terms.append(Term("gradients.unsynchronized", "temporary", whole, FSDP))
-        if rules.framework != "megatron":
-            terms.append(
-                Term("gradients.new", "temporary", fresh * element_bytes(rules.kernels.parameters), TENSOR_SIZE)
-            )
         return terms
-    if rules.zero_stage >= 2:
-        own = moment.own_gradients if rules.fully_sharded else moment.fresh_gradients
-        return [
-            Term("gradients", "gradients", sharded(moment.finished_gradients, when=True) * gradient_bytes, source),
-            Term("gradients.unsharded", "temporary", own * element_bytes(rules.precision.compute), source),
-        ]
-    return [Term("gradients", "gradients", (moment.finished_gradients + moment.own_gradients) * gradient_bytes, source)]
-
-
-def in_passing(rules: Rules, segments: tuple[Segment, ...], segment: Segment | None) -> list[Term]:
-    """Buffers and gathered weights that sharding and replication need while `segment` runs; None is the optimizer
-    step.
-    """
-    compute_bytes = element_bytes(rules.precision.compute)
-    terms = []
-    if rules.framework == "deepspeed" and rules.zero_stage >= 1:
-        bucket = Size.of(DEEPSPEED_BUCKET_ELEMENTS * compute_bytes)
-        terms.append(Term("deepspeed.reduce_bucket", "temporary", bucket, DEEPSPEED_CONFIG))
-        if rules.zero_stage == 3 and segment is not None:
-            prefetched = smallest(PARAMETERS, Size.of(DEEPSPEED_PREFETCH_ELEMENTS))
-            live = largest(segment.parameters + prefetched, Size.of(DEEPSPEED_LIVE_ELEMENTS))
-            gathered = smallest(PARAMETERS, live)
-            terms.append(Term("deepspeed.gathered_weights", "temporary", gathered * compute_bytes, DEEPSPEED_CONFIG))
-    elif rules.fully_sharded and segment is not None:
-        terms.append(
-            Term(
-                "fsdp.gathered_weights",
-                "temporary",
-                _gathered(rules.zero_stage, segments, segment) * compute_bytes,
-                FSDP,
-            )
-        )
-        if segment.block:
-            reducing = element_bytes("fp32" if rules.framework == "torchtitan" else rules.precision.compute)
-            terms.append(Term("fsdp.reduce_scatter_input", "temporary", segment.parameters * reducing, FSDP))
-    elif rules.replicated and rules.framework in ("transformers", "torchtitan"):
-        copies = TRAINABLE * element_bytes(rules.precision.gradients)
-        terms.append(Term("ddp.buckets", "temporary", copies, DDP))
-    return terms
-
-
-def step(rules: Rules) -> list[Term]:
-    """All gradients and the optimizer's scratch, while the optimizer steps."""
     precision = rules.precision
-    gradient = sharded(TRAINABLE, when=rules.zero_stage >= 2)
-    shard = sharded(TRAINABLE, when=rules.zero_stage >= 1)
-    source = _state_source(rules)
-    terms = [Term("gradients", "gradients", gradient * element_bytes(precision.gradients), source)]
-    if rules.framework in ("deepspeed", "megatron") and precision.master_weights and precision.gradients != "fp32":
-        terms.append(Term("optimizer.fp32_gradients", "temporary", shard * 4, DEEPSPEED_STEP))
-    if rules.optimizer_has_scratch:
-        if rules.optimizer_implementation == "foreach":
-            scratch = shard * element_bytes(precision.optimizer_states)
-            terms.append(Term("optimizer.foreach_scratch", "temporary", scratch, TORCH_OPTIM))
-        elif rules.optimizer_implementation == "for-loop":
-            scratch = sharded(LARGEST_WEIGHT, when=rules.fully_sharded) * (
-                2 * element_bytes(precision.optimizer_states)
-            )
-            terms.append(Term("optimizer.loop_scratch", "temporary", scratch, TORCH_OPTIM))
+    shard = trainable(rules, split=rules.states_sharded)
+    if precision.master_weights is not None:
+        terms.append(Term("master_weights", "optimizer_states", shard * element_bytes(precision.master_weights), ZERO))
+    terms += [
+        Term(f"optimizer_states{name}", "optimizer_states", own.bytes, own.source)
+        for name, own in _optimizer_parts(rules, segments)
+    ]
+    if optimizer_states(rules, segments, experts=False).gradients == "all" and not rules.steps_in_backward:
+        stepped = "fp32" if rules.framework in ("deepspeed", "megatron") else precision.gradients
+        terms.append(Term("gradients", "gradients", shard * element_bytes(stepped), ZERO))
+    if rules.offload == "optimizer+parameters":
+        terms.append(Term("weights", "weights", _shard_of_weights(rules), ZERO))
+        terms += _in_own_formats(rules, segments)
     return terms
 
 
-def elements_by_component(segments: tuple[Segment, ...]) -> dict[str, Size]:
-    """Parameters of each component, over all repeats."""
+def _optimizer_parts(rules: Rules, segments: tuple[Segment, ...]) -> list[tuple[str, OptimizerStates]]:
+    """The states of everything, or of experts apart where they are sharded over other ranks."""
+    parts = [("", optimizer_states(rules, segments, experts=False))]
+    if rules.experts_apart:
+        parts.append((".experts", optimizer_states(rules, segments, experts=True)))
+    return parts
+
+
+@lru_cache(maxsize=512)
+def optimizer_states(rules: Rules, segments: tuple[Segment, ...], *, experts: bool) -> OptimizerStates:
+    """What the optimizer keeps of a rank's experts that are sharded over other ranks, or of everything else."""
+    shards, elements = (EXPERT_SHARDS, TRAINABLE_EXPERTS) if experts else (SHARDS, TRAINABLE)
+    if rules.optimizer in ELEMENT_WISE and rules.optimizer_implementation != "for-loop":
+        trained = [Trained(elements)]
+    else:
+        trained = [
+            Trained.of(weight, segment.copies)
+            for segment in segments
+            for weight in segment.weights
+            if weight.trainable
+            and not segment.frozen
+            and (rules.experts_apart and weight.component == "routed_experts") == experts
+        ]
+    cut = cut_of(rules.optimizer, rules.framework, max(rules.zero_stage, int(rules.states_sharded)))
+    return states_of(
+        rules.optimizer,
+        rules.optimizer_implementation,
+        trained,
+        state_bytes=element_bytes(rules.precision.optimizer_states),
+        cut=cut,
+        shards=Size.of(1) if cut == "whole" else shards,
+        galore_rank=rules.galore_rank,
+        block=largest(NOTHING, *(segment.parameters for segment in segments if segment.block)),
+    )
+
+
+def _weights(rules: Rules, segments: tuple[Segment, ...]) -> list[Term]:
+    """Weights by component, or as shards; those in a format of their own apart."""
+    own = rules.precision.parameters
+    terms = []
+    if rules.offload == "optimizer+parameters":
+        return []
+    if rules.zero_stage >= 3 or rules.fully_sharded:
+        terms.append(Term("weights", "weights", _shard_of_weights(rules), _state_source(rules)))
+    else:
+        terms += [
+            Term(f"weights.{name}", "weights", elements * element_bytes(own), TENSOR_SIZE)
+            for name, elements in _elements(segments, None).items()
+        ]
+    return terms + _in_own_formats(rules, segments)
+
+
+def _in_own_formats(rules: Rules, segments: tuple[Segment, ...]) -> list[Term]:
+    """Weights that are quantized or belong to adapters, or their shards."""
+    terms = []
+    for format in sorted({w.format for segment in segments for w in segment.weights if w.format is not None}):
+        elements = _elements(segments, format)
+        experts = elements.pop("routed_experts", NOTHING) if rules.experts_apart else NOTHING
+        held = total(elements.values())
+        if rules.zero_stage >= 3 or rules.fully_sharded:
+            held = ceil_div(held, SHARDS)
+            experts = ceil_div(experts, EXPERT_SHARDS) if experts else NOTHING
+        amount = stored_bytes(held, format) + (stored_bytes(experts, format) if experts else NOTHING)
+        terms.append(Term(f"weights.in_{format}", "weights", amount, TENSOR_SIZE))
+    return terms
+
+
+def _shard_of_weights(rules: Rules) -> Size:
+    """Bytes of a rank's shard of the weights in the model's own format."""
+    elements = ceil_div(PARAMETERS, SHARDS)
+    if rules.experts_apart:
+        elements = elements + ceil_div(EXPERT_PARAMETERS, EXPERT_SHARDS)
+    return elements * element_bytes(rules.precision.parameters)
+
+
+def _elements(segments: tuple[Segment, ...], format: str | None) -> dict[str, Size]:
+    """Parameters of one format by component, over all layers of a rank."""
     amounts: dict[str, Size] = {}
     for segment in segments:
         for weight in segment.weights:
-            amounts[weight.component] = amounts.get(weight.component, NOTHING) + weight.elements * segment.repeats
+            if weight.format == format:
+                amounts[weight.component] = amounts.get(weight.component, NOTHING) + weight.elements * segment.copies
     return amounts
 
 
-def _gathered(stage: int, segments: tuple[Segment, ...], segment: Segment) -> Size:
-    """Whole weights that FSDP holds: all of them at stage 2; else the root group, this block and the prefetched one."""
-    if stage == 2:
-        return PARAMETERS
-    root = total(part.parameters for part in segments if not part.block)
-    return root + segment.parameters * 2 if segment.block else root
+def between_steps(rules: Rules, segments: tuple[Segment, ...]) -> list[Term]:
+    """What the allocator holds when a step is over and gradients are released where the framework releases them: not
+    in Megatron's and nanotron's buffers, nor in FSDP's flat parameters before the next forward.
+    """
+    terms = kept(rules, segments)
+    if rules.framework in ("megatron", "nanotron") or (rules.framework == "transformers" and rules.fully_sharded):
+        gradient = trainable(rules, split=rules.zero_stage >= 2) * element_bytes(rules.precision.gradients)
+        terms.append(Term("gradients", "gradients", gradient, _state_source(rules)))
+    if rules.framework == "megatron" and rules.offload == "none":
+        terms += _wide_gradients(rules)
+    return terms
+
+
+def gradients(rules: Rules, moment: Moment, segments: tuple[Segment, ...]) -> list[Term]:
+    """Gradients at a moment of forward or backward.
+
+    PyTorch allocates a gradient when backward reaches its weight and frees it after the step; what is accumulated over
+    micro batches, Megatron's and nanotron's buffers and the partition of ZeRO-3 exist all the time. LOMO, and any step
+    taken inside backward, keeps one tensor's gradient, BAdam those of one block.
+    """
+    found = optimizer_states(rules, segments, experts=False).gradients
+    if found != "all" or rules.steps_in_backward:
+        return [_new(rules, moment.fresh_gradients), *_block_gradients(rules, segments, found)]
+    by_framework = {
+        "megatron": _megatron_gradients,
+        "nanotron": _nanotron_gradients,
+        "deepspeed": _deepspeed_gradients,
+    }
+    return by_framework.get(rules.framework, _autograd_gradients)(rules, moment)
+
+
+def _megatron_gradients(rules: Rules, moment: Moment) -> list[Term]:  # noqa: ARG001 - the same at every moment
+    """One contiguous buffer for the whole job, which matrix products add into themselves."""
+    return [_held_gradients(rules)]
+
+
+def _nanotron_gradients(rules: Rules, moment: Moment) -> list[Term]:
+    """An FP32 buffer for the whole job, and 16-bit gradients until the end of backward, which are added to it then."""
+    return [_held_gradients(rules), _new(rules, moment.finished_gradients + moment.own_gradients)]
+
+
+def _deepspeed_gradients(rules: Rules, moment: Moment) -> list[Term]:
+    """Stage 3 holds its partition for the whole job; stage 2 as well, twice where micro batches are added up; stage 1
+    lets gradients grow until the last micro batch; without ZeRO, BF16 training has an FP32 buffer.
+    """
+    new = _new(rules, moment.fresh_gradients)
+    if rules.offload != "none":
+        return [new]
+    held = _held_gradients(rules)
+    if rules.zero_stage == 2 and rules.accumulated:
+        return [Term(held.name, held.group, held.bytes * 2, held.source), new]
+    if rules.zero_stage >= 2 or rules.accumulated or (rules.zero_stage == 0 and rules.states_sharded):
+        return [held, new]
+    return [_growing(rules, moment)]
+
+
+def _autograd_gradients(rules: Rules, moment: Moment) -> list[Term]:
+    """PyTorch's own: they grow through backward, whole or as shards. accelerate sums whole ones over micro batches.
+    FSDP's CPU offload moves each shard to the host as soon as it is reduced.
+    """
+    own = moment.own_gradients * element_bytes(rules.precision.compute)
+    if rules.accumulated and rules.fully_sharded and rules.framework == "transformers":
+        whole = trainable(rules, split=False) * element_bytes(rules.precision.compute)
+        return [Term("gradients.unsynchronized", "gradients", whole, FSDP), _new(rules, moment.own_gradients)]
+    if rules.fully_sharded and rules.offload == "optimizer+parameters":
+        return [Term("gradients.unsharded", "temporary", own, _state_source(rules))]
+    if rules.accumulated:
+        fresh = moment.own_gradients if rules.fully_sharded else moment.fresh_gradients
+        return [_held_gradients(rules), _new(rules, fresh)]
+    if rules.fully_sharded:
+        experts = moment.finished_expert_gradients if rules.experts_apart else NOTHING
+        shards = ceil_div(moment.finished_gradients - experts, SHARDS)
+        if experts:
+            shards = shards + ceil_div(experts, EXPERT_SHARDS)
+        held = shards * element_bytes(rules.precision.gradients)
+        return [
+            Term("gradients", "gradients", held, _state_source(rules)),
+            Term("gradients.unsharded", "temporary", own, _state_source(rules)),
+        ]
+    return [_growing(rules, moment)]
+
+
+def _held_gradients(rules: Rules) -> Term:
+    """All gradients of a rank, or its shard of them."""
+    elements = trainable(rules, split=rules.zero_stage >= 2)
+    return Term("gradients", "gradients", elements * element_bytes(rules.precision.gradients), _state_source(rules))
+
+
+def _growing(rules: Rules, moment: Moment) -> Term:
+    """Gradients of weights that backward has reached."""
+    elements = moment.finished_gradients + moment.own_gradients
+    return Term("gradients", "gradients", elements * element_bytes(rules.precision.gradients), _state_source(rules))
+
+
+def _new(rules: Rules, elements: Size) -> Term:
+    """Gradients in the weights' format that are on their way to where gradients are kept."""
+    return Term("gradients.new", "temporary", elements * element_bytes(rules.kernels.parameters), TENSOR_SIZE)
+
+
+def _block_gradients(rules: Rules, segments: tuple[Segment, ...], which: str) -> list[Term]:
+    if which != "block":
+        return []
+    block = largest(NOTHING, *(segment.parameters for segment in segments if segment.block))
+    return [Term("gradients", "gradients", block * element_bytes(rules.precision.gradients), TENSOR_SIZE)]
+
+
+def step(rules: Rules, segments: tuple[Segment, ...]) -> list[Term]:
+    """Gradients and the optimizer's scratch, while the optimizer steps."""
+    precision = rules.precision
+    source = _state_source(rules)
+    found = optimizer_states(rules, segments, experts=False).gradients
+    if found != "all" or rules.steps_in_backward:
+        return _block_gradients(rules, segments, found)
+    if rules.offload != "none":
+        return [_held_gradients(rules)] if rules.framework == "megatron" else []
+    gradient = trainable(rules, split=rules.zero_stage >= 2)
+    terms = [Term("gradients", "gradients", gradient * element_bytes(precision.gradients), source)]
+    terms += _wide_gradients(rules)
+    for name, own in _optimizer_parts(rules, segments):
+        if own.step_scratch:
+            terms.append(Term(f"optimizer.scratch{name}", "temporary", own.step_scratch, TORCH_OPTIM))
+    return terms
+
+
+def _wide_gradients(rules: Rules) -> list[Term]:
+    """FP32 copies of 16-bit gradients for the master weights. Megatron lets go of them when the next step begins."""
+    precision = rules.precision
+    if (
+        rules.framework not in ("deepspeed", "megatron")
+        or not precision.master_weights
+        or precision.gradients == "fp32"
+    ):
+        return []
+    shard = trainable(rules, split=rules.states_sharded)
+    wide = smallest(shard, Size.of(DEEPSPEED_SUBGROUP_ELEMENTS)) if rules.zero_stage == 3 else shard
+    flat = element_bytes(precision.gradients) if rules.framework == "deepspeed" and rules.zero_stage < 3 else 0
+    return [Term("optimizer.fp32_gradients", "temporary", wide * (4 + flat), DEEPSPEED_STEP)]
 
 
 def _state_source(rules: Rules) -> Source:

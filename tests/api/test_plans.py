@@ -167,6 +167,24 @@ def test_a_stored_estimate_is_what_was_computed_then(client: httpx.Client, live:
     assert read["estimate"]["fits"] is None
 
 
+def test_a_plan_of_an_engine_that_said_less_is_still_read(client: httpx.Client, live: LiveService) -> None:
+    plan = saved(client)
+    with live.service.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE plan_revisions SET estimate = jsonb_set(estimate - 'host' - 'moments', '{pipeline_stages}', %s)",
+            ('[{"stage": 0, "total_bytes": 1}]',),
+        )
+    read = client.get(f"/v1/plans/{plan['id']}")
+    assert read.json()["estimate"]["pipeline_stages"] == [{"stage": 0, "total_bytes": 1}]
+    assert "host" not in read.json()["estimate"]
+    (revision,) = client.get(f"/v1/plans/{plan['id']}/revisions").json()["items"]
+    assert revision["estimate"] == read.json()["estimate"]
+    (shown,) = client.get("/v1/plans").json()["items"]
+    assert shown["total_bytes"] == plan["estimate"]["per_gpu"]["total_bytes"]
+    changed = client.put(f"/v1/plans/{plan['id']}", json=PLAN, headers={"If-Match": '"1"'})
+    assert changed.json()["estimate"] == plan["estimate"]
+
+
 @pytest.mark.parametrize("path", ["/v1/plans/{}", "/v1/plans/{}/revisions", "/v1/plans/{}/revisions/1"])
 def test_a_plan_that_never_was_is_not_found(client: httpx.Client, path: str) -> None:
     assert client.get(path.format(uuid4())).status_code == 404

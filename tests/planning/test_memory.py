@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from app import catalog
 from app.errors import InvalidInput
 from app.planning.architecture import Architecture, from_config
-from app.planning.memory import MemoryEstimate, MemoryInputs, estimate, step_moments
-from app.planning.recipe import resolve
+from app.planning.memory import MemoryEstimate, MemoryInputs, estimate
 from app.planning.sizes import evaluate
 from app.planning.specs import Parallelism, Training
 
@@ -62,7 +61,7 @@ def test_components_sum_to_the_total_and_every_formula_gives_its_bytes(training:
             assert evaluate(component.formula, answer.sizes) == component.bytes
             assert component.source.title
             assert type(component.bytes) is int
-        assert answer.per_gpu.upper_bound_bytes > answer.per_gpu.total_bytes
+        assert answer.per_gpu.upper_bound_bytes >= answer.per_gpu.total_bytes
         peak = max(moment.allocated_bytes for moment in answer.moments)
         assert peak == answer.per_gpu.total_bytes - answer.per_gpu.framework_bytes
 
@@ -120,17 +119,21 @@ def test_accumulation_keeps_gradients_through_the_next_forward() -> None:
     assert (once.per_gpu.gradients_bytes, summed.per_gpu.gradients_bytes) == (0, 4 * LLAMA_8B.parameters)
 
 
-def test_one_formula_prices_one_layout_and_a_grid_of_them_alike() -> None:
-    recipe = resolve(Training(sequence_length=512), Parallelism(data_parallel_size=2, zero_stage=3), LLAMA_8B)
-    moments = step_moments(recipe.rules, LLAMA_8B.ledger(recipe.rules.kernels))
-    counts = dict.fromkeys(("parameters", "trainable_parameters"), LLAMA_8B.parameters)
-    fixed = {**LLAMA_8B.sizes, **counts, "largest_weight": 1}
+@pytest.mark.parametrize("framework", ["transformers", "megatron", "nanotron", "torchtitan"])
+def test_one_formula_prices_one_layout_and_a_grid_of_them_alike(framework: str) -> None:
+    """Sizes are numbers for one layout and arrays for a grid; the formulas are the same."""
+    layout = Parallelism(data_parallel_size=2, tensor_parallel_size=2, pipeline_parallel_size=2)
+    training = Training.model_validate({"framework": framework, "sequence_length": 512})
+    inputs = MemoryInputs(LLAMA_8B, training, layout, H100, None, "detailed")
+    answer = estimate(inputs)
     grid = [(batch, length, ranks) for batch in (1, 3) for length in (128, 8192) for ranks in (2, 7, 1024)]
-    batches, lengths, ranks = (np.array(column, dtype=np.int64) for column in zip(*grid, strict=True))
-    names = ("micro_batch_size", "sequence_length", "data_parallel_size")
-    for moment in moments:
-        together = moment.allocated.evaluate(fixed | dict(zip(names, (batches, lengths, ranks), strict=True)))
-        one_by_one = [moment.allocated.evaluate(fixed | dict(zip(names, point, strict=True))) for point in grid]
+    names = ("micro_batch_size", "sequence_length", "sharding_group_size")
+    columns = dict(zip(names, (np.array(column, dtype=np.int64) for column in zip(*grid, strict=True)), strict=True))
+    for component in answer.components:
+        together = evaluate(component.formula, {**answer.sizes, **columns})
+        one_by_one = [
+            evaluate(component.formula, {**answer.sizes, **dict(zip(names, point, strict=True))}) for point in grid
+        ]
         assert np.broadcast_to(together, len(grid)).tolist() == one_by_one
 
 
@@ -138,7 +141,22 @@ def test_one_formula_prices_one_layout_and_a_grid_of_them_alike() -> None:
     ("training", "parallelism", "pointer", "says"),
     [
         ({}, {"tensor_parallel_size": 3}, "/parallelism/tensor_parallel_size", "does not divide the model's 32"),
-        ({}, {"tensor_parallel_size": 2}, "/parallelism/tensor_parallel_size", "not estimated yet"),
+        ({}, {"virtual_pipeline_size": 2}, "/parallelism/virtual_pipeline_size", "pipeline_parallel_size above 1"),
+        ({}, {"pipeline_parallel_size": 64}, "/parallelism/pipeline_parallel_size", "at most 32"),
+        (
+            {},
+            {"pipeline_parallel_size": 2, "pipeline_schedule": "interleaved-1f1b"},
+            "/parallelism/pipeline_schedule",
+            "go together",
+        ),
+        (
+            {},
+            {"pipeline_parallel_size": 2, "layers_per_stage": (32,)},
+            "/parallelism/layers_per_stage",
+            "layers_per_stage counts 1 stages, and pipeline_parallel_size is 2",
+        ),
+        ({}, {"data_parallel_size": 8, "sharding_group_size": 3}, "/parallelism/sharding_group_size", "divide"),
+        ({"framework": "nanotron"}, {"zero_stage": 3}, "/parallelism/zero_stage", "ZeRO-1 only"),
         ({}, {"pipeline_parallel_size": 5}, "/parallelism/pipeline_parallel_size", "32 layers"),
         ({}, {"expert_parallel_size": 2}, "/parallelism/expert_parallel_size", "no experts"),
         ({}, {"sequence_parallel": True}, "/parallelism/sequence_parallel", "tensor_parallel_size"),
@@ -152,7 +170,7 @@ def test_one_formula_prices_one_layout_and_a_grid_of_them_alike() -> None:
         ),
         ({"precision": "fp32", "attention": "flash"}, {}, "/training/attention", "16 bit"),
         ({"precision": "int8"}, {}, "/training/precision", "rule of thumb"),
-        ({"framework": "megatron"}, {"zero_stage": 3}, "/parallelism/zero_stage", "ZeRO-1"),
+        ({"framework": "megatron"}, {"zero_stage": 2}, "/parallelism/zero_stage", "ZeRO-1"),
         ({"target_sequence_length": 8}, {}, "/training/target_sequence_length", "no decoder beside an encoder"),
         (
             {"precision": {"compute": "bf16", "parameters": "fp32", "gradients": "bf16"}},
@@ -199,7 +217,9 @@ def test_what_cannot_run_is_refused_with_what_to_do(
     assert says in caught.value.detail
 
 
-@pytest.mark.parametrize(("size", "says"), [(3, "does not divide the model's 8 experts"), (4, "not estimated yet")])
+@pytest.mark.parametrize(
+    ("size", "says"), [(3, "does not divide the model's 8 experts"), (4, "data × context × tensor parallel ranks")]
+)
 def test_experts_are_split_evenly_or_not_at_all(size: int, says: str) -> None:
     mixtral = catalog.load().model("mistralai/Mixtral-8x7B-v0.1").architecture
     with pytest.raises(InvalidInput, match=says):
@@ -270,3 +290,79 @@ def test_fits_is_judged_by_the_upper_bound_and_unknown_without_a_gpu() -> None:
     assert (alone.fits, alone.headroom_bytes is not None and alone.headroom_bytes < 0) == (False, True)
     unknown = estimate(MemoryInputs(LLAMA_8B, Training(), Parallelism(), None, None, "detailed"))
     assert (unknown.fits, unknown.headroom_bytes) == (None, None)
+
+
+def test_reentrant_checkpoints_beside_frozen_fsdp_units_keep_the_gradients_of_their_inputs() -> None:
+    """Measured with torch 2.13 on two ranks (Gloo, live storages counted by a dispatch mode): LoRA on 24 layers of
+    width 64, each checkpointed around its FSDP unit. With `use_reentrant=True` backward's peak grows by 2,944 bytes a
+    token more than without: 2 bytes x 64 x the 23 blocks whose backward is over.
+    """
+    model = small_llama(24, hidden_size=64, intermediate_size=224, num_key_value_heads=2, vocab_size=64)
+    layout = Parallelism(data_parallel_size=2, zero_stage=3)
+
+    def peak(tokens: int, *, reentrant: bool) -> int:
+        training = Training(
+            method="lora", recompute="full", sequence_length=tokens, micro_batch_size=1, use_reentrant=reentrant
+        )
+        moments = ask(model, training, layout).moments
+        return max(moment.allocated_bytes for moment in moments if moment.phase == "backward of the layers")
+
+    growth = {way: (peak(1024, reentrant=way) - peak(512, reentrant=way)) / 512 for way in (True, False)}
+    assert growth[True] - growth[False] == pytest.approx(2944, rel=0.001)
+
+
+def test_trainable_parameters_are_those_of_no_frozen_layer_and_of_what_is_trained_beside_adapters() -> None:
+    half = ask(LLAMA_8B, Training(frozen_layers=16))
+    assert half.model.trainable_parameters == half.sizes["trainable_parameters_on_rank"] < LLAMA_8B.parameters
+    lora = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    beside = ask(LLAMA_8B, Training.model_validate({"method": "lora", "lora": lora}))
+    alone = ask(LLAMA_8B, Training.model_validate({"method": "lora", "lora": {"target_modules": ["q_proj"]}}))
+    head = LLAMA_8B.sizes["vocab_size"] * LLAMA_8B.sizes["hidden_size"]
+    assert beside.model.trainable_parameters - alone.model.trainable_parameters == head
+
+
+DEEPSEEK = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "moe_intermediate_size": 64,
+    "num_hidden_layers": 8,
+    "first_k_dense_replace": 3,
+    "num_attention_heads": 4,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "vocab_size": 1000,
+}
+
+
+def test_frozen_and_recomputed_layers_are_counted_over_all_kinds_of_layers() -> None:
+    model = from_config(DEEPSEEK)
+    trained = [ask(model, Training(frozen_layers=count)).model.trainable_parameters for count in (2, 3, 4)]
+    last_dense, first_with_experts = trained[0] - trained[1], trained[1] - trained[2]
+    assert first_with_experts > last_dense > 0
+
+    def kept(layers: int | None) -> int:
+        answer = ask(model, Training(recompute="full", recompute_layers=layers, sequence_length=4096))
+        return sum(part.bytes for part in answer.components if part.group == "activations")
+
+    assert kept(8) == kept(None) < kept(6) < kept(4) < kept(3)
+
+
+def test_frozen_layers_freeze_a_head_that_is_tied_to_the_embedding() -> None:
+    answer = ask(GPT2, Training(frozen_layers=6, sequence_length=16))
+    (peak,) = [moment for moment in answer.moments if moment.phase == "optimizer step"]
+    before = max(moment.allocated_bytes for moment in answer.moments if moment.phase != "optimizer step")
+    assert before - peak.allocated_bytes < 4 * GPT2.sizes["vocab_size"] * GPT2.sizes["hidden_size"]
+
+
+def test_offloaded_weights_of_every_format_are_on_the_host() -> None:
+    layout = Parallelism(data_parallel_size=8, zero_stage=3, offload="optimizer+parameters")
+    answer = ask(LLAMA_8B, Training(method="qlora", recompute="full"), layout)
+    assert {"weights", "weights.in_fp32", "weights.in_nf4"} <= {part.name for part in answer.host.components}
+    assert answer.per_gpu.weights_bytes == 0

@@ -1,9 +1,10 @@
 """Polynomials over named sizes: what they print is what they evaluate."""
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.planning.sizes import Size, ceil_div, evaluate, largest, named, smallest, total
+from app.planning.sizes import Size, ceil_div, evaluate, largest, named, reaches, smallest, total
 
 NAMES = ("a", "b", "c")
 leaves = st.integers(-9, 9).map(Size.of) | st.sampled_from(NAMES).map(named)
@@ -45,6 +46,13 @@ def test_formulas_are_printed_factored() -> None:
 def test_shards_hold_the_whole_and_less_than_one_element_more_each(amount: int, shards: int) -> None:
     shard = ceil_div(named("amount"), named("shards")).evaluate({"amount": amount, "shards": shards})
     assert amount <= shard * shards < amount + shards
+
+
+def test_a_threshold_is_reached_or_not_for_numbers_and_arrays() -> None:
+    threshold = reaches(named("a") * 2, 6)
+    assert str(threshold) == "reaches(2 * a, 6)"
+    assert [threshold.evaluate({"a": a}) for a in (2, 3, 4)] == [0, 1, 1]
+    assert threshold.evaluate({"a": np.array([2, 3, 4])}).tolist() == [0, 1, 1]
 
 
 def test_largest_and_smallest() -> None:

@@ -63,6 +63,7 @@ class BartKind:
     positions_name: str = "max_position_embeddings"
     vocabulary_name: str = "vocab_size"
     tied: bool = True
+    head_offset: bool = True
 
 
 BART_KIND = BartKind()
@@ -129,6 +130,8 @@ def bart_parts(fields: Fields, kind: BartKind) -> tuple[EncoderDecoderLayout, di
         attention_dropout=fields.probability(
             spelling(fields, "attention_probs_dropout_prob", "attention_dropout"), default=kind.attention_dropout
         ),
+        inner_dropout=fields.probability("activation_dropout", default=0.0),
+        head_offset=kind.head_offset,
         idle_embedding=not tied,
     )
     return layout, sizes
@@ -136,7 +139,7 @@ def bart_parts(fields: Fields, kind: BartKind) -> tuple[EncoderDecoderLayout, di
 
 def ignore_neutral(fields: Fields) -> None:
     """Passes over what BART-like files hold without an effect on the class, much of it from fairseq."""
-    fields.ignore("scale_embedding", "init_std", "activation_dropout", "classifier_dropout", "classif_dropout")
+    fields.ignore("scale_embedding", "init_std", "classifier_dropout", "classif_dropout")
     fields.ignore("encoder_layerdrop", "decoder_layerdrop", "static_position_embeddings", "normalize_before")
     fields.ignore("normalize_embedding", "add_final_layer_norm", "add_bias_logits", "extra_pos_embeddings")
     fields.ignore("extra_layer_norm", "layernorm_variant", "do_blenderbot_90_layernorm", "output_past", "save_step")
@@ -193,6 +196,7 @@ def read_fsmt(fields: Fields) -> Shapes:
         offset=padding + 1,
         vocabulary_name=spelling(fields, "vocab_size", "tgt_vocab_size"),
         tied=False,
+        head_offset=False,
     )
     layout, sizes = bart_parts(fields, kind)
     fields.ignore("langs", "decoder", "adaptive_softmax_cutoff", "adaptive_softmax_dropout")
@@ -222,6 +226,7 @@ M2M_100_KIND = BartKind(
     embedding_norm=False,
     final_norm=True,
     table="none",
+    head_offset=False,
 )
 PEGASUS_KIND = BartKind(before=True, embedding_norm=False, final_norm=True, table="fixed", offset=0)
 BLENDERBOT_KIND = BartKind(

@@ -24,7 +24,7 @@ from app.planning.families.encoder import (
 from app.planning.families.family import Shapes
 from app.planning.families.fields import Fields
 from app.planning.families.read import Defaults
-from app.planning.ledger import Tape, Tensor, Weight
+from app.planning.ledger import BATCH, Tape, Tensor, Weight
 from app.planning.modules import (
     activation,
     attention,
@@ -116,12 +116,29 @@ class Layer:
         heads = heads_of(block)
         with tape.module("self_attn", "attention"):
             query, key, value = self._joint(tape, x) if self.joint else self._separate(tape, x)
-            self._positions(tape, "pos_k_proj", self.content_to_position, bias=not self.joint)
-            self._positions(tape, "pos_q_proj", self.position_to_content, bias=True)
+            rate = block.residual_dropout
+            found = []
+            if self.content_to_position:
+                found.append(self._positions(tape, query, "pos_k_proj", rate, bias=not self.joint))
+            if self.position_to_content:
+                found.append(self._positions(tape, key, "pos_q_proj", rate, bias=True))
             if self.talking:
                 self._between_heads(tape, "head_logits_proj")
                 self._between_heads(tape, "head_weights_proj")
-            mixed = attention(tape, query, key, value, heads, dropout=block.attention.dropout, softmax_in_fp32=False)
+            bias = tape.add(*found) if len(found) > 1 else found[0] if found else None
+            if bias is not None:
+                mask = tape.tensor(tape.tokens * tape.sequence, "bool", differentiable=False)
+                bias = tape.record("masked_fill", (bias,), tape.tensor(bias.elements, bias.format), saves=(mask,))
+            mixed = attention(
+                tape,
+                query,
+                tape.scale(key),
+                value,
+                heads,
+                dropout=block.attention.dropout,
+                softmax_in_fp32=False,
+                bias=bias,
+            )
             with tape.module("o_proj", "attention"):
                 return tape.linear(mixed, HIDDEN, HIDDEN, bias=True, split="row")
 
@@ -141,19 +158,24 @@ class Layer:
         value = tape.record("add", (joint,), tape.tensor(width, joint.format), weights=biases[1:], passes=True)
         return query, tape.record("split", (joint,), tape.tensor(width, joint.format)), value
 
-    def _positions(self, tape: Tape, name: str, used: bool, *, bias: bool) -> None:
-        """Queries or keys of the relative positions, and the scores between them and all tokens."""
-        if not used:
-            return
-        made = tape.tensor(ROWS * HIDDEN, tape.compute)
+    def _positions(self, tape: Tape, content: Tensor, name: str, dropout: float, *, bias: bool) -> Tensor:
+        """Queries or keys of the relative positions, their products with the contents of all tokens, and of those the
+        one that stands for each distance; gathering keeps the products and the distances.
+        """
+        given = tape.dropout(tape.tensor(ROWS * HIDDEN, tape.parameters), dropout)
         if self.shared:
-            made = tape.record("positions", (), made, saves=(made,), multiply_adds=ROWS * HIDDEN * HIDDEN)
+            given = tape.to(given, tape.compute)
+            made = tape.tensor(ROWS * HIDDEN, tape.compute)
+            made = tape.record("positions", (given,), made, saves=(given,), multiply_adds=ROWS * HIDDEN * HIDDEN)
         else:
             with tape.module(name, "attention"):
-                given = tape.tensor(ROWS * HIDDEN, tape.compute)
                 made = tape.linear(given, HIDDEN, HIDDEN, bias=bias, tokens=ROWS)
-        scores = tape.tensor(tape.tokens * named("num_attention_heads") * ROWS, tape.compute)
-        tape.record("position_scores", (made,), scores, saves=(made,), multiply_adds=tape.tokens * HIDDEN * ROWS)
+        repeated = tape.copy(made, BATCH * ROWS * HIDDEN)
+        heads = named("num_attention_heads")
+        products = tape.matmul(content, repeated, tape.tokens * heads * ROWS, tape.tokens * HIDDEN * ROWS)
+        distances = tape.tensor(tape.sequence * tape.sequence, "int64", differentiable=False)
+        scores = tape.tensor(tape.tokens * heads * tape.sequence, products.format)
+        return tape.scale(tape.record("gather", (products,), scores, saves=(products, distances)))
 
     def _between_heads(self, tape: Tape, name: str) -> None:
         heads = named("num_attention_heads")

@@ -6,7 +6,7 @@ layers of different width) are listed one after the other with the name of the s
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from app.planning.families.differential import differential_attention
@@ -70,6 +70,23 @@ class Attention:
     """
     value_head: bool = False
     """Values have heads of `v_head_dim`, also without a latent."""
+    causal: bool = True
+    mask_buffer: bool = False
+    """Each layer holds a causal mask for all `max_position_embeddings` (GPT-Neo)."""
+    window: str = ""
+    """The size that says how many keys a query sees; empty where it sees all."""
+    spread: bool = False
+    """Keys and values are copied for every query head at once (Falcon's newer generation)."""
+    one_head: bool = False
+    """One key/value head for all, where heads are grouped."""
+    broadcast: bool = False
+    """That head is broadcast, which no fused kernel takes (Falcon 7B)."""
+    scores_in_fp32: bool = False
+    """Queries and keys are multiplied in FP32 whatever the weights' format (GPT-Neo)."""
+    heads_first: bool = False
+    """Queries are laid out head by head, as the concatenation behind a partial rotary embedding leaves them."""
+    softcap: bool = False
+    """A tanh that caps the scores (Gemma 2)."""
     dropout: float = 0.0
     softmax_in_fp32: bool = True
 
@@ -97,6 +114,8 @@ class Block:
     placement: Placement = "pre"
     norm: Norm = "rms"
     residual_dropout: float = 0.0
+    feed_dropout_only: bool = False
+    """No dropout behind the attention, as in DistilBERT."""
     first: bool = False
     """No norm before the attention, as in ModernBERT's first layer."""
     suffix: str = ""
@@ -134,6 +153,12 @@ class DecoderLayout:
     final_norm: bool = True
     norm: Norm = "rms"
     head_bias: bool = False
+    head_scaled: bool = False
+    """A number that the logits are multiplied by (Granite, Cohere)."""
+    head_softcap: bool = False
+    """A tanh that caps the logits (Gemma 2)."""
+    mask_buffer: bool = False
+    """The model holds a causal mask for all `max_position_embeddings` (GPT-BigCode)."""
     remainder: bool = False
     """Whether `unattributed_parameters` belong to no layer, as in shapes inferred from a bare count."""
 
@@ -147,14 +172,24 @@ def forward(tape: Tape, layout: DecoderLayout) -> None:
             x = decoder_layer(tape, x, block) if isinstance(block, Block) else block.record(tape, x)
     with tape.segment("head"):
         width = HIDDEN
-        with tape.module("model", "residual"):
+        with tape.module("model", "residual"), tape.releasing():
             if layout.final_norm:
                 x = norm(tape, layout.norm, "norm", x, HIDDEN)
             if layout.embedding_width:
                 width = named("word_embed_proj_dim")
                 with tape.module("project_out", "embedding_projection"):
                     x = tape.linear(x, HIDDEN, width)
-        language_model_head(tape, x, width, VOCABULARY, table if layout.tied else None, bias=layout.head_bias)
+        x = tape.record("hidden_states", (x,), x, passes=True)
+        language_model_head(
+            tape,
+            x,
+            width,
+            VOCABULARY,
+            table if layout.tied else None,
+            bias=layout.head_bias,
+            softcap=layout.head_softcap,
+            scaled=layout.head_scaled,
+        )
 
 
 def _embeddings(tape: Tape, layout: DecoderLayout) -> tuple[Tensor, Weight]:
@@ -165,6 +200,8 @@ def _embeddings(tape: Tape, layout: DecoderLayout) -> tuple[Tensor, Weight]:
             x = tape.linear(x, width, HIDDEN)
     if layout.rotary:
         rotary_table(tape, named("head_dim"))
+    if layout.mask_buffer and not tape.kernels.fused:
+        mask_buffer(tape)
     if layout.positions:
         x = position_embedding(tape, "embed_positions", named("position_rows"), HIDDEN, x)
     if layout.embedding_norm:
@@ -180,7 +217,8 @@ def decoder_layer(tape: Tape, x: Tensor, block: Block) -> Tensor:
     """Attention and feed-forward network with their norms and additions, in the block's order."""
 
     def attend(given: Tensor) -> Tensor:
-        return tape.dropout(self_attention(tape, given, block), block.residual_dropout)
+        dropout = 0.0 if block.feed_dropout_only else block.residual_dropout
+        return tape.dropout(self_attention(tape, given, block), dropout)
 
     def feed(given: Tensor) -> Tensor:
         return tape.dropout(feed_forward_of(tape, given, block), block.residual_dropout)
@@ -225,6 +263,10 @@ def self_attention(tape: Tape, x: Tensor, block: Block) -> Tensor:
             )
         else:
             query, key, value = projections(tape, x, block, heads)
+        if layout.spread:
+            heads = replace(heads, key_value=heads.query, grouped=False)
+        if layout.mask_buffer and not tape.kernels.fused:
+            mask_buffer(tape)
         if layout.sinks:
             sinks = tape.weight("sinks", heads.query)
             query = tape.record("sinks", (query,), query, weights=(sinks,), passes=True)
@@ -232,7 +274,19 @@ def self_attention(tape: Tape, x: Tensor, block: Block) -> Tensor:
             mixed = differential_attention(tape, query, key, value, heads, softmax_in_fp32=layout.softmax_in_fp32)
         else:
             mixed = attention(
-                tape, query, key, value, heads, dropout=layout.dropout, softmax_in_fp32=layout.softmax_in_fp32
+                tape,
+                query,
+                key,
+                value,
+                heads,
+                dropout=layout.dropout,
+                softmax_in_fp32=layout.softmax_in_fp32,
+                causal=layout.causal,
+                window=layout.window,
+                softcap=layout.softcap,
+                heads_first=layout.heads_first,
+                broadcast=layout.broadcast,
+                scores_in_fp32=layout.scores_in_fp32,
             )
         width = heads.query * heads.value_size
         if layout.output_norm:
@@ -241,6 +295,13 @@ def self_attention(tape: Tape, x: Tensor, block: Block) -> Tensor:
             mixed = output_gate(tape, x, query, mixed, layout, heads.query if layout.gate == "heads" else width)
         with tape.module("o_proj", "attention"):
             return tape.linear(mixed, width, HIDDEN, bias=layout.output_bias, split="row")
+
+
+def mask_buffer(tape: Tape) -> None:
+    """A causal mask for all positions, which the class holds."""
+    positions = named("max_position_embeddings")
+    mask = tape.tensor(positions * positions, "bool", differentiable=False)
+    tape.record("causal_mask", (), tape.tensor(Size.of(0), "bool"), buffers=(mask,))
 
 
 def output_gate(tape: Tape, x: Tensor, query: Tensor, mixed: Tensor, layout: Attention, width: Size) -> Tensor:
@@ -263,7 +324,7 @@ def heads_of(block: Block) -> Heads:
     key_value = named("num_key_value_heads" + suffix) if layout.grouped else query
     size = named("head_dim" + suffix)
     value_size = named("v_head_dim" + suffix) if layout.value_head else size
-    return Heads(query, key_value, size, value_size, grouped=layout.grouped)
+    return Heads(query, key_value, size, value_size, grouped=layout.grouped, one=layout.grouped and layout.one_head)
 
 
 def projections(tape: Tape, x: Tensor, block: Block, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
@@ -277,8 +338,10 @@ def projections(tape: Tape, x: Tensor, block: Block, heads: Heads) -> tuple[Tens
             joint = tape.linear(x, HIDDEN, widths[0] + widths[1] * 2, bias=layout.bias, split="column")
         if not layout.rotary and layout.query_key_norm == "none":
             return joint, joint, joint
+        if layout.spread:
+            widths = (widths[0],) * 3
         query, key = (tape.record("split", (joint,), tape.tensor(tape.tokens * w, joint.format)) for w in widths[:2])
-        value = joint
+        value = tape.copy(joint, tape.tokens * widths[2]) if layout.spread else joint
     else:
         made = []
         for name, width in zip(("q_proj", "k_proj", "v_proj"), widths, strict=True):

@@ -193,7 +193,7 @@ def latent_experts(fields: Fields, sizes: dict[str, int], defaults: LatentDefaul
         inner_name="moe_intermediate_size",
     )
     shared_width(fields, sizes, "n_shared_experts", defaults.shared)
-    return MixtureOfExperts(activation=silu(fields), shared=True)
+    return MixtureOfExperts(activation=silu(fields), shared=True, router_in_fp32=True, scores_in_fp32=True)
 
 
 def _read_indexer(fields: Fields, sizes: dict[str, int], *, heads: int) -> None:

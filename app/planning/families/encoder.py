@@ -82,15 +82,22 @@ def masked_head(tape: Tape, layout: "EncoderLayout", x: Tensor, table: Weight) -
     """A dense layer, an activation and a norm before the vocabulary projection and its bias."""
     width = named(layout.head_width)
     if layout.head_dense:
-        with tape.module("transform", "head_other"):
-            x = tape.linear(x, HIDDEN, width, bias=layout.head_dense_bias)
-            x = activation(tape, layout.head_activation, x)
-        x = norm(tape, layout.norm, "transform_norm", x, width)
+        with tape.releasing():
+            with tape.module("transform", "head_other"):
+                x = tape.linear(x, HIDDEN, width, bias=layout.head_dense_bias)
+                x = activation(tape, layout.head_activation, x)
+            x = norm(tape, layout.norm, "transform_norm", x, width)
     if layout.second_bias and not layout.tied:
         with tape.module("idle_bias", "head_other"):
             idle(tape, tape.weight("bias", VOCABULARY))
     language_model_head(
-        tape, x, width, VOCABULARY, table if layout.tied else None, bias=layout.head_bias, loss_in_fp32=False
+        tape,
+        x,
+        width,
+        VOCABULARY,
+        table if layout.tied else None,
+        bias=layout.head_bias,
+        loss_in_fp32=layout.loss_in_fp32,
     )
 
 
@@ -121,6 +128,8 @@ class EncoderLayout:
     head_dense: bool = True
     head_bias: bool = True
     head_dense_bias: bool = True
+    loss_in_fp32: bool = False
+    """The class casts its logits to FP32 for the loss."""
     second_bias: bool = False
     """The class keeps the head's bias twice, as one tensor where the head is tied and as two where it is not."""
     dropout: float = 0.0
@@ -195,6 +204,7 @@ def bert_block(
     return Block(
         Attention(
             grouped=False,
+            causal=False,
             bias=True,
             output_bias=True,
             rotary=False,

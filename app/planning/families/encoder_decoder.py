@@ -55,11 +55,11 @@ class Side:
 ENCODER, DECODER = Side("encoder"), Side("decoder")
 
 
-def self_attention(tape: Tape, layout: "EncoderDecoderLayout", side: Side, x: Tensor) -> Tensor:
-    """Attention of one side to itself."""
+def self_attention(tape: Tape, layout: "EncoderDecoderLayout", side: Side, x: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of one side to itself; `bias` stands for the distances of queries and keys."""
     with tape.module("self_attn", "attention"):
         query, key, value = (project(tape, layout, side, name, x) for name in ("q", "k", "v"))
-        return attend(tape, layout, side, query, key, value)
+        return attend(tape, layout, side, query, key, value, bias=bias, causal=side is DECODER)
 
 
 def no_embedding(tape: Tape, layout: "EncoderDecoderLayout", side: Side, x: Tensor) -> Tensor:  # noqa: ARG001
@@ -90,6 +90,8 @@ class EncoderDecoderLayout:
     target_positions: bool = False
     """A table of `target_position_rows` of its own for the decoder; else both have `position_rows`."""
     head_component: Component = "lm_head"
+    head_offset: bool = False
+    """A constant added to the logits, which the class holds as a buffer."""
     separate_embeddings: bool = False
     """A table of `decoder_vocab_size` words of its own for the decoder."""
     idle_embedding: bool = False
@@ -97,7 +99,11 @@ class EncoderDecoderLayout:
     stacks: tuple[str, ...] = ("encoder_layers", "decoder_layers")
     """The sizes that count the layers of each kind; with experts `encoder_dense_layers`, `encoder_sparse_layers`."""
     router_bias: bool = False
-    encoder_attention: Callable[[Tape, "EncoderDecoderLayout", Side, Tensor], Tensor] = self_attention
+    softmax_in_fp32: bool = False
+    inner_dropout: float = 0.0
+    """Dropout behind the activation of the feed-forward network."""
+    encoder_attention: Callable[[Tape, "EncoderDecoderLayout", Side, Tensor], Tensor] | None = None
+    """The encoder's attention, where it does not see the whole source."""
     beside_embeddings: Callable[[Tape, "EncoderDecoderLayout", Side, Tensor], Tensor] = no_embedding
     """More parameters that stand beside a side's embeddings."""
 
@@ -107,10 +113,11 @@ def forward(tape: Tape, layout: EncoderDecoderLayout) -> None:
     with tape.segment("source embedding"), tape.module("encoder", "residual"):
         if layout.idle_embedding:
             with tape.module("shared", "word_embedding"):
-                idle(tape, tape.weight("weight", VOCABULARY * HIDDEN, split="vocabulary"))
+                idle(tape, tape.matrix("weight", VOCABULARY, HIDDEN, split="vocabulary"))
         x, table = embedding(tape, "embed_tokens", VOCABULARY, HIDDEN)
         x = _after_embedding(tape, layout, x, ENCODER)
-    x = _stack(tape, layout, ENCODER, x, None)
+        bias = _relative_bias(tape, layout, ENCODER)
+    x = _stack(tape, layout, ENCODER, x, None, bias)
     with tape.segment("end of encoder"), tape.module("encoder", "residual"):
         memory = norm(tape, layout.norm, "final_norm", x, HIDDEN) if layout.final_norm else tape.copy(x)
         memory = tape.dropout(memory, layout.residual_dropout if layout.relative != "none" else 0.0)
@@ -118,14 +125,24 @@ def forward(tape: Tape, layout: EncoderDecoderLayout) -> None:
         with tape.segment("target embedding"), tape.module("decoder", "residual"):
             y, target_table = _target_embedding(tape, layout, table)
             y = _after_embedding(tape, layout, y, DECODER)
-        y = _stack(tape, layout, DECODER, y, memory)
+            bias = _relative_bias(tape, layout, DECODER)
+        y = _stack(tape, layout, DECODER, y, memory, bias)
         with tape.segment("head"):
             if layout.final_norm:
                 with tape.module("decoder", "residual"):
                     y = norm(tape, layout.norm, "final_norm", y, HIDDEN)
             rows = TARGET_VOCABULARY if layout.separate_embeddings else VOCABULARY
             tied_to = target_table if layout.tied else None
-            language_model_head(tape, y, HIDDEN, rows, tied_to, component=layout.head_component, loss_in_fp32=False)
+            language_model_head(
+                tape,
+                y,
+                HIDDEN,
+                rows,
+                tied_to,
+                component=layout.head_component,
+                loss_in_fp32=False,
+                offset=layout.head_offset,
+            )
 
 
 def _target_embedding(tape: Tape, layout: EncoderDecoderLayout, table: Weight) -> tuple[Tensor, Weight]:
@@ -142,36 +159,56 @@ def _after_embedding(tape: Tape, layout: EncoderDecoderLayout, x: Tensor, side: 
         x = position_embedding(tape, "embed_positions", named(rows), HIDDEN, x, trainable=learned)
     if layout.embedding_norm:
         x = norm(tape, layout.norm, "layernorm_embedding", x, HIDDEN)
-    if layout.relative == "shared":
-        x = relative_table(tape, x, side, "relative_attention_bias")
     return tape.dropout(layout.beside_embeddings(tape, layout, side, x), layout.residual_dropout)
 
 
-def relative_table(tape: Tape, x: Tensor, side: Side, name: str) -> Tensor:
-    """A table of relative positions: one logit for each bucket of distances and head."""
+def _relative_bias(tape: Tape, layout: EncoderDecoderLayout, side: Side) -> Tensor | None:
+    """The bias that a stack's layers share, if they do."""
+    return relative_bias(tape, side, "relative_attention_bias") if layout.relative == "shared" else None
+
+
+def relative_bias(tape: Tape, side: Side, name: str) -> Tensor:
+    """A table of relative positions, one logit for each bucket of distances and head, looked up for every pair of
+    positions; keeps the buckets.
+    """
     with tape.module(name, "relative_position"):
         rows = tape.weight("weight", named("relative_attention_num_buckets") * side.size("attention_heads"))
-        return tape.record("relative", (x,), x, weights=(rows,), passes=True)
+        pairs = tape.sequence * tape.sequence
+        buckets = tape.tensor(pairs, "int64", differentiable=False)
+        logits = tape.tensor(pairs * side.size("attention_heads"), tape.parameters)
+        return tape.record("embedding", (), logits, saves=(buckets,), weights=(rows,), in_block=True)
 
 
-def _stack(tape: Tape, layout: EncoderDecoderLayout, side: Side, x: Tensor, memory: Tensor | None) -> Tensor:
+def _stack(
+    tape: Tape, layout: EncoderDecoderLayout, side: Side, x: Tensor, memory: Tensor | None, bias: Tensor | None
+) -> Tensor:
     for count in layout.stacks:
         if not count.startswith(side.name):
             continue
         with tape.segment(count.replace("_", " "), named(count)), tape.module(f"{side.name}.layer", "residual"):
-            x = _layer(tape, layout, side, x, memory, sparse="sparse" in count)
+            x = _layer(tape, layout, side, x, memory, bias, sparse="sparse" in count)
     return x
 
 
 def _layer(
-    tape: Tape, layout: EncoderDecoderLayout, side: Side, x: Tensor, memory: Tensor | None, *, sparse: bool
+    tape: Tape,
+    layout: EncoderDecoderLayout,
+    side: Side,
+    x: Tensor,
+    memory: Tensor | None,
+    bias: Tensor | None,
+    *,
+    sparse: bool,
 ) -> Tensor:
-    if layout.relative == "every-layer":
-        x = relative_table(tape, x, side, "self_attn.relative_attention_bias")
-    attend_to_self = layout.encoder_attention if side is ENCODER else self_attention
-    parts: list[tuple[str, Callable[[Tensor], Tensor]]] = [
-        ("self_attn", lambda given: attend_to_self(tape, layout, side, given))
-    ]
+
+    def to_self(given: Tensor) -> Tensor:
+        if side is ENCODER and layout.encoder_attention is not None:
+            return layout.encoder_attention(tape, layout, side, given)
+        own = layout.relative == "every-layer"
+        table = relative_bias(tape, side, "self_attn.relative_attention_bias") if own else bias
+        return self_attention(tape, layout, side, given, table)
+
+    parts: list[tuple[str, Callable[[Tensor], Tensor]]] = [("self_attn", to_self)]
     if memory is not None:
         parts.append(("cross_attn", lambda given: _cross_attention(tape, layout, side, given, memory)))
     if sparse:
@@ -191,7 +228,10 @@ def _cross_attention(tape: Tape, layout: EncoderDecoderLayout, side: Side, x: Te
         query = project(tape, layout, side, "q", x)
         with tape.over(SEQUENCE):
             key, value = (project(tape, layout, side, name, memory) for name in ("k", "v"))
-        return attend(tape, layout, side, query, key, value, source=SEQUENCE)
+        none = None
+        if layout.relative != "none":
+            none = tape.outside("no bias", side.heads.query * tape.sequence * SEQUENCE, tape.compute)
+        return attend(tape, layout, side, query, key, value, source=SEQUENCE, bias=none)
 
 
 def project(tape: Tape, layout: EncoderDecoderLayout, side: Side, name: str, x: Tensor) -> Tensor:
@@ -210,11 +250,22 @@ def attend(
     value: Tensor,
     *,
     source: Size | None = None,
+    bias: Tensor | None = None,
+    causal: bool = False,
 ) -> Tensor:
     """Attention over `source` keys, and the projection of its result."""
     heads = side.heads
     mixed = attention(
-        tape, query, key, value, heads, dropout=layout.attention_dropout, softmax_in_fp32=True, source=source
+        tape,
+        query,
+        key,
+        value,
+        heads,
+        dropout=layout.attention_dropout,
+        softmax_in_fp32=layout.softmax_in_fp32,
+        source=source,
+        bias=bias,
+        causal=causal,
     )
     with tape.module("o", "attention"):
         return tape.linear(mixed, heads.query * heads.size, HIDDEN, bias=layout.attention_bias, split="row")
@@ -223,7 +274,16 @@ def attend(
 def _feed_forward(tape: Tape, layout: EncoderDecoderLayout, side: Side, x: Tensor) -> Tensor:
     with tape.module("gated_mlp" if layout.gated else "mlp", "mlp"):
         inner = side.size("ffn_dim")
-        return feed_forward(tape, x, HIDDEN, inner, gated=layout.gated, kind=layout.activation, bias=layout.bias)
+        return feed_forward(
+            tape,
+            x,
+            HIDDEN,
+            inner,
+            gated=layout.gated,
+            kind=layout.activation,
+            bias=layout.bias,
+            inner_dropout=layout.inner_dropout,
+        )
 
 
 def _experts(tape: Tape, layout: EncoderDecoderLayout, side: Side, x: Tensor) -> Tensor:
@@ -246,7 +306,7 @@ def _expert_linear(
 ) -> Tensor:
     count = named("num_experts")
     with tape.module(name, "routed_experts"):
-        weights = [tape.weight("weight", count * into * out, split="expert")]
+        weights = [tape.matrix("weight", into, out, copies=count, split="expert")]
         module = weights[0].name.removesuffix(".weight")
         if layout.bias:
             weights.append(tape.weight("bias", count * out, split="expert"))
@@ -256,7 +316,7 @@ def _expert_linear(
             tape.tensor(routed * out, tape.compute),
             saves=(x,),
             weights=tuple(weights),
-            casts=(tape.tensor(weights[0].elements, tape.compute),) if tape.autocast else (),
+            casts=(tape.tensor(weights[0].elements, tape.compute),) if tape.casts_weights else (),
             multiply_adds=routed * into * out,
             linear=Linear(module, into, out, copies=count),
         )

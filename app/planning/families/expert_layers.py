@@ -78,6 +78,7 @@ def attention_of(
         output_bias=bias if output_bias is None else output_bias,
         query_key_norm="head" if head_norms else "full" if full_norms else "none",
         sinks=sinks,
+        softmax_in_fp32=not sinks,
         dropout=fields.probability("attention_dropout", default=0.0),
     )
 

@@ -61,7 +61,8 @@ def read_mixtral(fields: Fields) -> Shapes:
     """Mixtral: experts in every layer, no biases."""
     sizes = decoder_sizes(fields, MIXTRAL_DEFAULTS)
     experts_of(fields, sizes, count=("num_local_experts", "num_experts"), counts=8, per_token=2, inner=None)
-    return expert_decoder(fields, sizes, attention_of(fields, sizes), MixtureOfExperts(activation=silu(fields)))
+    experts = MixtureOfExperts(activation=silu(fields), scores_in_fp32=True)
+    return expert_decoder(fields, sizes, attention_of(fields, sizes), experts)
 
 
 def read_qwen2_moe(fields: Fields) -> Shapes:
@@ -118,9 +119,10 @@ def read_phimoe(fields: Fields) -> Shapes:
     """Phi-3.5-MoE: LayerNorm, biases on attention and head where the config says so."""
     sizes = decoder_sizes(fields, PHIMOE_DEFAULTS)
     experts_of(fields, sizes, count=("num_local_experts", "num_experts"), counts=16, per_token=2, inner=None)
-    fields.ignore("input_jitter_noise", "original_max_position_embeddings", "hidden_dropout")
+    fields.ignore("original_max_position_embeddings", "hidden_dropout")
+    jitters = 2 if fields.probability("input_jitter_noise", default=0.0) else 0
     attention = attention_of(fields, sizes, bias=fields.flag("attention_bias", default=False))
-    experts = MixtureOfExperts(activation=silu(fields), router_is_linear=True)
+    experts = MixtureOfExperts(activation=silu(fields), router_is_linear=True, jitters=jitters)
     head_bias = fields.flag("lm_head_bias", default=False)
     return expert_decoder(fields, sizes, attention, experts, norm="layer", head_bias=head_bias)
 
@@ -160,8 +162,8 @@ def read_gpt_oss(fields: Fields) -> Shapes:
     experts_of(fields, sizes, count=names, counts=128, per_token=4, inner=None)
     fields.ignore("initial_context_length", "swiglu_limit", "swiglu_alpha", "experts_per_token")
     attention = attention_of(fields, sizes, bias=fields.flag("attention_bias", default=True), sinks=True)
-    experts = MixtureOfExperts(activation=silu(fields), expert_bias=True, router_bias=True)
-    return expert_decoder(fields, sizes, attention, experts)
+    experts = MixtureOfExperts(activation=silu(fields), expert_bias=True, router_bias=True, clamped=True)
+    return expert_decoder(fields, sizes, attention, experts, norm="rms-fp32")
 
 
 def read_minimax_m2(fields: Fields) -> Shapes:

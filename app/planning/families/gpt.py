@@ -8,6 +8,7 @@ from app.planning.families.decoder import Attention, Block, DecoderLayout, Dense
 from app.planning.families.family import Family, Shapes
 from app.planning.families.fields import Fields
 from app.planning.families.read import GPT2_NAMES, Defaults, decoder_sizes, is_grouped, uniform_heads
+from app.planning.families.windows import windowed_blocks
 
 GPT2_DEFAULTS = Defaults(50257, 768, 12, 12, 1024)
 GPT_NEO_DEFAULTS = Defaults(50257, 2048, 24, 16, 2048)
@@ -82,9 +83,12 @@ def read_gpt_bigcode(fields: Fields) -> Shapes:
         output_bias=True,
         joint=True,
         rotary=False,
+        one_head=sizes["num_key_value_heads"] == 1,
         dropout=fields.probability("attn_pdrop", default=0.1),
     )
-    return _with_positions(fields, sizes, attention, default_activation="gelu_pytorch_tanh", dropout=0.1)
+    return _with_positions(
+        fields, sizes, attention, default_activation="gelu_pytorch_tanh", dropout=0.1, mask_buffer=True
+    )
 
 
 def read_gpt_neo(fields: Fields) -> Shapes:
@@ -96,6 +100,8 @@ def read_gpt_neo(fields: Fields) -> Shapes:
         grouped=False,
         output_bias=True,
         rotary=False,
+        scores_in_fp32=True,
+        mask_buffer=True,
         dropout=fields.probability("attention_dropout", default=0.0),
     )
     return _with_positions(
@@ -111,6 +117,7 @@ def _with_positions(
     default_activation: str,
     dropout: float,
     names: tuple[str, str] = ("resid_pdrop", "embd_pdrop"),
+    mask_buffer: bool = False,
 ) -> Shapes:
     block = Block(
         attention,
@@ -125,6 +132,7 @@ def _with_positions(
         positions=True,
         embedding_dropout=fields.probability(names[1], default=dropout),
         norm="layer",
+        mask_buffer=mask_buffer,
     )
     sizes["position_rows"] = sizes["max_position_embeddings"]
     return Shapes(layout, sizes, sizes["max_position_embeddings"])
@@ -136,7 +144,7 @@ def read_gptj(fields: Fields) -> Shapes:
     uniform_heads(fields, sizes)
     fields.ignore("rotary_dim", "rotary")
     block = Block(
-        Attention(grouped=False, dropout=fields.probability("attn_pdrop", default=0.0)),
+        Attention(grouped=False, heads_first=True, dropout=fields.probability("attn_pdrop", default=0.0)),
         Dense(gated=False, activation=fields.activation("activation_function", default="gelu_new"), bias=True),
         placement="parallel",
         norm="layer",
@@ -163,6 +171,7 @@ def read_gpt_neox(fields: Fields) -> Shapes:
         bias=bias,
         output_bias=bias,
         joint=True,
+        heads_first=True,
         dropout=fields.probability("attention_dropout", default=0.0),
     )
     parallel = fields.flag("use_parallel_residual", default=True)
@@ -194,7 +203,7 @@ def read_starcoder2(fields: Fields) -> Shapes:
         residual_dropout=fields.probability("residual_dropout", default=0.0),
     )
     layout = DecoderLayout(
-        (block,),
+        windowed_blocks(fields, sizes, block, default=None),
         tied=fields.flag("tie_word_embeddings", default=True),
         embedding_dropout=fields.probability("embedding_dropout", default=0.0),
         norm="layer",

@@ -30,13 +30,17 @@ def latent_projections(
             query = tape.linear(x, HIDDEN, heads.query * heads.size, split="column")
     with tape.module("kv_a_proj_with_mqa", "attention"):
         both = tape.linear(x, HIDDEN, rank + rope, bias=bias)
-    low = tape.record("split", (both,), tape.tensor(tape.tokens * rank, both.format))
+    low = tape.record("split", (both,), tape.tensor(tape.rows_of(both) * rank, both.format))
     low = norm(tape, "rms", "kv_a_layernorm", low, rank)
     with tape.module("kv_b_proj", "attention"):
         inner = heads.query * (named("qk_nope_head_dim") + heads.value_size)
         expanded = tape.linear(low, rank, inner, split="column")
     key = tape.record("assemble", (expanded, both), tape.tensor(tape.tokens * heads.query * heads.size, both.format))
-    value = tape.record("split", (expanded,), tape.tensor(tape.tokens * heads.query * heads.value_size, both.format))
+    if tape.kernels.fused:
+        made = tape.tensor(tape.tokens * heads.query * heads.value_size, both.format)
+        value = tape.record("split", (expanded,), made)
+    else:
+        value = expanded
     return rotary(tape, query), key, value
 
 
@@ -62,7 +66,7 @@ def record_indexer(tape: Tape, x: Tensor, low: Tensor) -> None:
 
 def _without_gradient(tape: Tape, name: str, x: Tensor, into: Size, out: Size) -> None:
     with tape.module(name, "attention"):
-        weight = tape.weight("weight", into * out)
+        weight = tape.matrix("weight", out, into)
         linear = Linear(f"indexer.{name}", into, out)
         output = tape.tensor(tape.tokens * out, x.format, differentiable=False)
         adds = tape.tokens * into * out

@@ -4,10 +4,13 @@ Pre-norm decoder with RMSNorm, rotary embedding, grouped-query attention and a g
 the same names in transformers.
 """
 
+from dataclasses import replace
+
 from app.planning.families.decoder import Attention, Block, DecoderLayout, Dense, forward
 from app.planning.families.family import Family, Shapes
 from app.planning.families.fields import Fields
 from app.planning.families.read import Defaults, decoder_sizes, is_grouped
+from app.planning.families.windows import windowed_blocks
 
 LLAMA_DEFAULTS = Defaults(32000, 4096, 32, 32, 2048, intermediate_size=11008)
 MISTRAL_DEFAULTS = Defaults(32000, 4096, 32, 32, 131072, intermediate_size=14336, num_key_value_heads=8)
@@ -28,9 +31,11 @@ def read_llama(fields: Fields) -> Shapes:
 
 
 def read_mistral(fields: Fields) -> Shapes:
-    """Mistral: no biases, eight key/value heads unless said otherwise."""
+    """Mistral: no biases, eight key/value heads and a window unless said otherwise."""
     sizes = decoder_sizes(fields, MISTRAL_DEFAULTS)
-    return _shapes(fields, sizes, _attention(fields, sizes), _silu(fields))
+    blocks = windowed_blocks(fields, sizes, Block(_attention(fields, sizes), _silu(fields)), default=4096)
+    layout = DecoderLayout(blocks, tied=fields.flag("tie_word_embeddings", default=False))
+    return Shapes(layout, sizes, sizes["max_position_embeddings"])
 
 
 def read_qwen2(fields: Fields) -> Shapes:
@@ -53,7 +58,8 @@ def read_granite(fields: Fields) -> Shapes:
     fields.ignore("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
     bias = fields.flag("attention_bias", default=False)
     dense = _silu(fields, bias=fields.flag("mlp_bias", default=False))
-    return _shapes(fields, sizes, _attention(fields, sizes, bias=bias, output_bias=bias), dense)
+    attention = _attention(fields, sizes, bias=bias, output_bias=bias)
+    return _shapes(fields, sizes, attention, dense, head_scaled=True)
 
 
 def read_phi3(fields: Fields) -> Shapes:
@@ -61,11 +67,16 @@ def read_phi3(fields: Fields) -> Shapes:
     sizes = decoder_sizes(fields, PHI3_DEFAULTS)
     fields.ignore("original_max_position_embeddings", "partial_rotary_factor", "attention_bias", "full_attn_mod")
     fields.ignore("interpolate_factor", "lm_head_bias", "mlp_bias")
-    attention = Attention(is_grouped(sizes), joint=True, dropout=fields.probability("attention_dropout", default=0.0))
+    attention = Attention(
+        is_grouped(sizes),
+        joint=True,
+        heads_first=True,
+        dropout=fields.probability("attention_dropout", default=0.0),
+    )
     dense = Dense(activation=fields.activation("hidden_act", default="silu"), joint=True)
     block = Block(attention, dense, residual_dropout=fields.probability("resid_pdrop", default=0.0))
     layout = DecoderLayout(
-        (block,),
+        windowed_blocks(fields, sizes, block, default=None),
         tied=fields.flag("tie_word_embeddings", default=False),
         embedding_dropout=fields.probability("embd_pdrop", default=0.0),
     )
@@ -85,7 +96,7 @@ def read_glm4(fields: Fields) -> Shapes:
 def _glm(fields: Fields, *, sandwich: bool) -> Shapes:
     sizes = decoder_sizes(fields, GLM_DEFAULTS)
     fields.ignore("partial_rotary_factor")
-    attention = _attention(fields, sizes, bias=fields.flag("attention_bias", default=True))
+    attention = replace(_attention(fields, sizes, bias=fields.flag("attention_bias", default=True)), heads_first=True)
     dense = Dense(activation=fields.activation("hidden_act", default="silu"), joint=True)
     block = Block(attention, dense, placement="sandwich" if sandwich else "pre")
     layout = DecoderLayout((block,), tied=fields.flag("tie_word_embeddings", default=False))
@@ -103,6 +114,7 @@ def read_stablelm(fields: Fields) -> Shapes:
         bias=fields.flag("use_qkv_bias", default=False),
         query_key_norm="per-head" if fields.flag("qk_layernorm", default=False) else "none",
         query_key_norm_kind="layer-no-bias",
+        heads_first=True,
         dropout=fields.probability("attention_dropout", default=0.0),
     )
     block = Block(
@@ -116,8 +128,11 @@ def read_stablelm(fields: Fields) -> Shapes:
     return Shapes(layout, sizes, sizes["max_position_embeddings"])
 
 
-def _shapes(fields: Fields, sizes: dict[str, int], attention: Attention, dense: Dense) -> Shapes:
-    layout = DecoderLayout((Block(attention, dense),), tied=fields.flag("tie_word_embeddings", default=False))
+def _shapes(
+    fields: Fields, sizes: dict[str, int], attention: Attention, dense: Dense, *, head_scaled: bool = False
+) -> Shapes:
+    tied = fields.flag("tie_word_embeddings", default=False)
+    layout = DecoderLayout((Block(attention, dense),), tied=tied, head_scaled=head_scaled)
     return Shapes(layout, sizes, sizes["max_position_embeddings"])
 
 

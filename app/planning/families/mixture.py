@@ -23,6 +23,14 @@ class MixtureOfExperts:
     router_bias: bool = False
     router_is_linear: bool = False
     """Whether the class's router is an `nn.Linear`, which an adapter can be put beside."""
+    router_in_fp32: bool = False
+    """Whether the class's router multiplies in FP32 whatever the weights' format (DeepSeek)."""
+    scores_in_fp32: bool = False
+    """Whether the experts' outputs are weighed in FP32, and not in the format of the logits."""
+    jitters: int = 0
+    """How many times the class multiplies what the experts read by noise (Phi MoE)."""
+    clamped: bool = False
+    """gpt-oss's gate, which clamps both halves."""
     shared: bool = False
     """A dense MLP of width `shared_expert_intermediate_size` that every token takes."""
     shared_gate: bool = False
@@ -43,6 +51,9 @@ class MixtureOfExperts:
 def record_mixture(tape: Tape, x: Tensor, layout: MixtureOfExperts) -> Tensor:
     """Records routed and shared experts."""
     with tape.module("mlp", "routed_experts"):
+        for _ in range(layout.jitters):
+            noise = tape.tensor(x.elements, x.format, differentiable=False)
+            x = tape.record("jitter", (x,), tape.tensor(x.elements, x.format), saves=(noise,))
         out = _routed(tape, x, layout)
         if layout.shared:
             out = tape.add(out, _shared(tape, x, layout))
@@ -66,6 +77,9 @@ def _routed(tape: Tape, x: Tensor, layout: MixtureOfExperts) -> Tensor:
         expert_bias=layout.expert_bias,
         router_bias=layout.router_bias,
         router_is_linear=layout.router_is_linear,
+        router_in_fp32=layout.router_in_fp32,
+        scores_in_fp32=layout.scores_in_fp32,
+        clamped=layout.clamped,
         narrow=narrow,
     )
     if layout.correction is not None:

@@ -77,7 +77,8 @@ def read_distilbert(fields: Fields) -> Shapes:
     sizes = encoder_sizes(fields, Defaults(30522, 768, 6, 12, 512, intermediate_size=3072), DISTILBERT_NAMES)
     fields.ignore("qa_dropout", "seq_classif_dropout", "tie_weights_", "output_past")
     fields.flag("sinusoidal_pos_embds", default=False)
-    layout = bert_layout(fields, sizes, bert_block(fields, names=DISTILBERT_NAMES))
+    block = replace(bert_block(fields, names=DISTILBERT_NAMES), feed_dropout_only=True)
+    layout = bert_layout(fields, sizes, block)
     return shapes_of(layout, sizes)
 
 

@@ -29,6 +29,7 @@ def _read(fields: Fields, *, second_generation: bool) -> Shapes:
         bias=bias,
         output_bias=bias,
         query_key_norm="full" if second_generation else "none",
+        query_key_norm_kind="rms-fp32",
         dropout=fields.probability("attention_dropout", default=0.0),
     )
     dense = Dense(activation=fields.activation("hidden_act", default="silu"))
@@ -36,7 +37,7 @@ def _read(fields: Fields, *, second_generation: bool) -> Shapes:
         attention,
         dense,
         placement="output" if second_generation else "pre",
-        norm="rms" if second_generation else "layer-fp32",
+        norm="rms-fp32" if second_generation else "layer-fp32",
     )
     layout = DecoderLayout((block,), tied=fields.flag("tie_word_embeddings", default=False), norm=block.norm)
     return Shapes(layout, sizes, sizes["max_position_embeddings"])

@@ -37,6 +37,7 @@ def read_phi(fields: Fields) -> Shapes:
         output_bias=True,
         query_key_norm="head" if fields.flag("qk_layernorm", default=False) else "none",
         query_key_norm_kind="layer",
+        heads_first=True,
         dropout=fields.probability("attention_dropout", default=0.0),
     )
     block = Block(
@@ -80,14 +81,15 @@ def _cohere(fields: Fields, defaults: Defaults, *, head_norms: bool) -> Shapes:
         bias=bias,
         output_bias=bias,
         query_key_norm="per-head" if head_norms else "none",
-        query_key_norm_kind="layer-no-bias",
+        query_key_norm_kind="layer-python",
         dropout=fields.probability("attention_dropout", default=0.0),
     )
     dense = Dense(activation=fields.activation("hidden_act", default="silu"))
     layout = DecoderLayout(
-        (Block(attention, dense, placement="parallel", norm="layer-no-bias"),),
+        (Block(attention, dense, placement="parallel", norm="layer-python"),),
         tied=fields.flag("tie_word_embeddings", default=True),
-        norm="layer-no-bias",
+        head_scaled=True,
+        norm="layer-python",
     )
     return Shapes(layout, sizes, sizes["max_position_embeddings"])
 
@@ -111,7 +113,11 @@ def read_falcon(fields: Fields) -> Shapes:
         output_bias=bias,
         joint=True,
         rotary=not alibi,
-        dropout=fields.probability("attention_dropout", default=0.0),
+        spread=new and is_grouped(sizes),
+        one_head=not new and multi_query,
+        broadcast=not new and multi_query,
+        dropout=fields.probability("attention_dropout", default=0.0) if alibi else 0.0,
+        softmax_in_fp32=False,
     )
     placement: Placement = "pre"
     if new or side_by_side:
@@ -147,7 +153,7 @@ def read_bloom(fields: Fields) -> Shapes:
     )
     block = Block(
         attention,
-        Dense(gated=False, activation="gelu-python", bias=True),
+        Dense(gated=False, activation="gelu-function", bias=True),
         norm="layer",
         residual_dropout=fields.probability("hidden_dropout", default=0.0),
     )

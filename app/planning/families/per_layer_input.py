@@ -17,7 +17,7 @@ def embed_per_layer(tape: Tape, x: Tensor) -> None:
     layers = named("num_hidden_layers")
     with tape.module("embed_tokens_per_layer", "word_embedding"):
         rows = named("vocab_size_per_layer_input")
-        table = tape.weight("weight", rows * layers * WIDTH, split="vocabulary")
+        table = tape.matrix("weight", rows, layers * WIDTH, split="vocabulary")
         looked_up = embed(tape, table, layers * WIDTH)
     with tape.module("per_layer_model_projection", "embedding_projection"):
         projected = tape.linear(x, HIDDEN, layers * WIDTH)

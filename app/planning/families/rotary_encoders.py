@@ -111,6 +111,7 @@ def _llama_like(fields: Fields, sizes: dict[str, int]) -> Shapes:
     bias = fields.flag("attention_bias", default=False)
     attention = Attention(
         is_grouped(sizes),
+        causal=False,
         bias=bias,
         output_bias=bias,
         dropout=fields.probability("attention_dropout", default=0.0),

@@ -15,8 +15,7 @@ from app.planning.families.encoder_decoder import (
     dense_and_sparse,
     encoder_decoder_family,
     project,
-    relative_table,
-    self_attention,
+    relative_bias,
 )
 from app.planning.families.family import Reader, Shapes
 from app.planning.families.fields import LARGEST_EXPERT_COUNT, LARGEST_LAYER_COUNT, Fields
@@ -85,7 +84,9 @@ def transient_global_attention(tape: Tape, layout: EncoderDecoderLayout, side: S
 
 def global_positions(tape: Tape, layout: EncoderDecoderLayout, side: Side, x: Tensor) -> Tensor:  # noqa: ARG001
     """The encoder's second table of relative positions, between tokens and blocks."""
-    return relative_table(tape, x, side, "global_relative_attention_bias") if side is ENCODER else x
+    if side is ENCODER:
+        relative_bias(tape, side, "global_relative_attention_bias")
+    return x
 
 
 def read_switch_transformers(fields: Fields) -> Shapes:
@@ -155,7 +156,7 @@ def _t5(
         sizes |= {f"{side}_attention_heads": a, f"{side}_head_dim": d, f"{side}_ffn_dim": width}
     layout = EncoderDecoderLayout(
         tied=fields.flag("tie_word_embeddings", default=True),
-        norm="rms",
+        norm="rms-t5",
         before=True,
         bias=False,
         gated=gated == "gated",
@@ -166,8 +167,8 @@ def _t5(
         final_norm=True,
         residual_dropout=fields.probability("dropout_rate", default=0.1),
         attention_dropout=fields.probability("dropout_rate", default=0.1),
+        inner_dropout=fields.probability("dropout_rate", default=0.1),
         attention_bias=False,
-        encoder_attention=self_attention,
     )
     return layout, sizes
 

@@ -62,7 +62,7 @@ def read_xlnet(fields: Fields) -> Shapes:
     dropout = fields.probability("dropout", default=0.1)
     dense = Dense(gated=False, activation=fields.activation("ff_activation", default="gelu"), bias=True)
     block = Block(
-        Attention(grouped=False, rotary=False, dropout=dropout, softmax_in_fp32=False),
+        Attention(grouped=False, causal=False, rotary=False, dropout=dropout, softmax_in_fp32=False),
         dense,
         placement="post",
         norm="layer",

@@ -111,7 +111,7 @@ class HybridLayer:
         with tape.module(name, tape.component):
             if self.owned:
                 return tape.linear(x, into, out, bias=bias)
-            made = tape.linear(x, into, out, tied_to=tape.weight("weight", into * out))
+            made = tape.linear(x, into, out, tied_to=tape.matrix("weight", out, into))
             if not bias:
                 return made
             offset = tape.weight("bias", out)

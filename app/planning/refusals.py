@@ -1,0 +1,228 @@
+"""Fields of a request that would do nothing where they stand, or that no framework runs: refused, never ignored.
+
+Whether sizes divide what they split is checked in `app.planning.recipe`.
+"""
+
+from app.errors import ImpossibleLayout, InvalidInput, UnknownName
+from app.planning.architecture import Architecture
+from app.planning.specs import Gpu, Lora, Parallelism, RecomputeModule, Training
+
+ADA = 8.9
+"""Compute capability from which on GPUs have FP8 units."""
+
+OWN_OPTIMIZERS = frozenset({"deepspeed", "megatron", "nanotron"})
+"""Frameworks whose optimizer steps over flat buffers, after backward."""
+
+TWO_CHUNKS = frozenset({"zb-v", "v-half", "v-min", "dualpipe-v"})
+"""Schedules that give each stage two chunks of layers without being told."""
+
+_EXPERT_MODULES: frozenset[RecomputeModule] = frozenset({"moe", "moe_act", "shared_experts"})
+
+
+def check_used(training: Training, parallelism: Parallelism, architecture: Architecture, gpu: Gpu | None) -> None:
+    """Raises InvalidInput or ImpossibleLayout for a field that cannot have the meaning it was sent for."""
+    _check_training(training, architecture)
+    _check_recompute(training, architecture)
+    _check_parallelism(training, parallelism, architecture)
+    _check_nanotron(training, parallelism, architecture)
+    _check_stages(parallelism, architecture)
+    _check_offload(training, parallelism)
+    if training.precision == "fp8-mixed" and gpu is not None and float(gpu.compute_capability) < ADA:
+        raise InvalidInput.at(
+            "/training/precision",
+            f"fp8-mixed needs FP8 units, compute capability {ADA}: {gpu.key} has {gpu.compute_capability}; "
+            "use bf16-mixed or fp16-mixed",
+        )
+
+
+def check_accumulation(training: Training, steps: int) -> None:
+    """Raises InvalidInput where gradients are gone before a second micro batch could add to them."""
+    if steps > 1 and training.optimizer_in_backward:
+        raise InvalidInput.at(
+            "/training/optimizer_in_backward",
+            f"a step in backward leaves no gradient to accumulate over {steps} micro batches; accumulate over 1",
+        )
+    if steps > 1 and training.optimizer == "lomo":
+        raise InvalidInput.at(
+            "/training/optimizer",
+            f"LOMO updates weights in backward and cannot accumulate over {steps} micro batches; accumulate over 1",
+        )
+
+
+def _check_training(training: Training, architecture: Architecture) -> None:
+    if training.galore_rank is not None and training.optimizer != "galore-adamw":
+        raise InvalidInput.at(
+            "/training/galore_rank", "galore_rank is read with optimizer galore-adamw only; leave it out otherwise"
+        )
+    base = None if training.lora is None else training.lora.base_format
+    if training.method == "qlora" and base in ("fp32", "bf16", "fp16"):
+        raise InvalidInput.at(
+            "/training/lora/base_format", f"qlora quantizes the frozen weights; to keep them in {base} send method lora"
+        )
+    if training.lora is not None and training.method != "full":
+        _check_modules_to_save(training.lora, architecture)
+    layers = architecture.sizes["num_hidden_layers"]
+    if training.frozen_layers >= layers > 0:
+        raise InvalidInput.at(
+            "/training/frozen_layers",
+            f"the model has {layers} layers; freeze fewer, or train adapters with method lora",
+        )
+    if training.expert_load_percent > 100 and "num_experts" not in architecture.sizes:
+        raise InvalidInput.at("/training/expert_load_percent", "the model has no experts; leave it out")
+    if training.optimizer_in_backward and training.framework in OWN_OPTIMIZERS:
+        raise InvalidInput.at(
+            "/training/optimizer_in_backward",
+            f"{training.framework} steps over whole buffers after backward; use transformers or torchtitan",
+        )
+
+
+def _check_modules_to_save(lora: Lora, architecture: Architecture) -> None:
+    """Modules are told by the last part of their name, as the ledger knows them."""
+    names = {
+        operation.name.rpartition(".")[0].rpartition(".")[2]
+        for segment in architecture.ledger()
+        for operation in segment.operations
+        if operation.weights or operation.tied
+    }
+    known = sorted(name for name in names if not name.startswith(("pre_", "post_")))
+    for index, module in enumerate(lora.modules_to_save or ()):
+        if module not in known:
+            raise UnknownName.among(
+                "module",
+                module,
+                known,
+                pointer=f"/training/lora/modules_to_save/{index}",
+                see=f"the modules {', '.join(known)}",
+            )
+
+
+def _check_recompute(training: Training, architecture: Architecture) -> None:
+    if training.recompute_layers is not None:
+        layers = architecture.sizes["num_hidden_layers"]
+        if training.recompute != "full":
+            raise InvalidInput.at(
+                "/training/recompute_layers",
+                "recompute_layers counts the blocks of full recomputation; set recompute: full",
+            )
+        if training.recompute_layers > layers:
+            raise InvalidInput.at(
+                "/training/recompute_layers", f"the model has {layers} layers; leave it out to recompute all"
+            )
+    if training.recompute_modules is None:
+        return
+    if training.recompute != "selective":
+        raise InvalidInput.at(
+            "/training/recompute_modules",
+            "recompute_modules names what selective recomputation makes again; set recompute: selective",
+        )
+    if "num_experts" not in architecture.sizes:
+        for index, module in enumerate(training.recompute_modules):
+            if module in _EXPERT_MODULES:
+                raise InvalidInput.at(
+                    f"/training/recompute_modules/{index}", f"the model has no experts, and so no {module}"
+                )
+
+    if "mla_up_proj" in training.recompute_modules and "kv_lora_rank" not in architecture.sizes:
+        raise InvalidInput.at(
+            f"/training/recompute_modules/{training.recompute_modules.index('mla_up_proj')}",
+            "the model has no latent attention, and so no mla_up_proj",
+        )
+
+
+def _check_parallelism(training: Training, parallelism: Parallelism, architecture: Architecture) -> None:
+    if parallelism.reduce_bucket_size is not None and training.framework != "deepspeed":
+        raise InvalidInput.at(
+            "/parallelism/reduce_bucket_size", "reduce_bucket_size is DeepSpeed's; leave it out with other frameworks"
+        )
+    if parallelism.sharding_group_size is not None and parallelism.zero_stage == 0:
+        raise ImpossibleLayout.at(
+            "/parallelism/sharding_group_size", "zero_stage 0 shards nothing; set zero_stage, or leave the size out"
+        )
+    if parallelism.expert_tensor_parallel_size is not None and "num_experts" not in architecture.sizes:
+        raise ImpossibleLayout.at(
+            "/parallelism/expert_tensor_parallel_size", "the model has no experts to split; leave it out"
+        )
+    width, split = architecture.sizes.get("moe_intermediate_size"), parallelism.expert_tensor_parallel_size
+    if width is not None and split is not None and width % split:
+        raise ImpossibleLayout.at(
+            "/parallelism/expert_tensor_parallel_size",
+            f"expert_tensor_parallel_size {split} does not divide the experts' width {width}",
+        )
+    if parallelism.context_parallel_size > 1 and "head_dim" not in architecture.sizes:
+        raise ImpossibleLayout.at(
+            "/parallelism/context_parallel_size",
+            f"context parallelism of {architecture.family.model_type} models is not estimated; send 1",
+        )
+
+
+def _check_nanotron(training: Training, parallelism: Parallelism, architecture: Architecture) -> None:
+    if training.framework != "nanotron":
+        return
+    family = architecture.family
+    if family.family != "decoder-only" or "head_dim" not in architecture.sizes:
+        raise InvalidInput.at(
+            "/training/framework",
+            f"nanotron trains decoders with attention; {family.model_type} is another kind of model",
+        )
+    if parallelism.pipeline_schedule not in (None, "1f1b", "gpipe"):
+        raise ImpossibleLayout.at(
+            "/parallelism/pipeline_schedule", "nanotron has two schedules, 1f1b and gpipe (all forward, all backward)"
+        )
+    if parallelism.virtual_pipeline_size > 1:
+        raise ImpossibleLayout.at("/parallelism/virtual_pipeline_size", "nanotron has no virtual stages; send 1")
+
+
+def _check_stages(parallelism: Parallelism, architecture: Architecture) -> None:
+    stages, layers = parallelism.pipeline_parallel_size, architecture.sizes["num_hidden_layers"]
+    if parallelism.pipeline_schedule is not None and stages == 1:
+        raise ImpossibleLayout.at(
+            "/parallelism/pipeline_schedule",
+            "a schedule needs pipeline_parallel_size above 1; set it or leave this out",
+        )
+    if parallelism.pipeline_schedule == "dualpipe" and stages % 2:
+        raise ImpossibleLayout.at(
+            "/parallelism/pipeline_parallel_size", "dualpipe pairs the stages of both ends; use an even number of them"
+        )
+    if parallelism.pipeline_schedule in TWO_CHUNKS and 2 * stages > layers > 0:
+        raise ImpossibleLayout.at(
+            "/parallelism/pipeline_parallel_size",
+            f"{parallelism.pipeline_schedule} gives each of {stages} stages two chunks, and the model has {layers} "
+            f"layers; use at most {layers // 2} stages",
+        )
+    spread = parallelism.layers_per_stage
+    if spread is None:
+        return
+    if parallelism.pipeline_schedule in (*TWO_CHUNKS, "dualpipe"):
+        raise ImpossibleLayout.at(
+            "/parallelism/layers_per_stage",
+            f"{parallelism.pipeline_schedule} gives each stage layers of both ends of the model; leave this out",
+        )
+    blocks = sum(segment.repeats.evaluate(architecture.sizes) for segment in architecture.ledger() if segment.block)
+    if sum(spread) != blocks:
+        raise ImpossibleLayout.at(
+            "/parallelism/layers_per_stage",
+            f"layers_per_stage counts {sum(spread)} layers, and the model has {blocks}",
+        )
+
+
+def _check_offload(training: Training, parallelism: Parallelism) -> None:
+    if parallelism.offload == "none":
+        return
+    framework, stage, weights = training.framework, parallelism.zero_stage, parallelism.offload != "optimizer"
+    instead = None
+    if framework == "nanotron":
+        instead = "nanotron offloads nothing; use another framework"
+    elif framework == "megatron" and weights:
+        instead = "Megatron offloads the optimizer only; send optimizer"
+    elif framework == "deepspeed" and (stage == 0 or (weights and stage < 3)):
+        instead = (
+            "DeepSpeed offloads weights with ZeRO-3 only; set zero_stage 3, or send optimizer"
+            if weights
+            else "DeepSpeed offloads what ZeRO shards; set zero_stage 1, 2 or 3"
+        )
+    elif framework == "torchtitan" and (stage < 2 or not weights):
+        instead = "torchtitan offloads FSDP's shards whole; set zero_stage 2 or 3 and send optimizer+parameters"
+    elif framework == "transformers" and weights and stage < 2:
+        instead = "PyTorch offloads weights with FSDP only; set zero_stage 2 or 3, or send optimizer"
+    if instead is not None:
+        raise ImpossibleLayout.at("/parallelism/offload", instead)
