@@ -2,12 +2,12 @@
 # ARGS go to the job's own program: make test ARGS="-k memory", make lock ARGS=--upgrade.
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup check check-style check-types check-imports check-docs test serve bench lock clean
+.PHONY: help setup check check-style check-types check-imports check-docs test serve bench accuracy lock clean
 
 BIN := .venv/bin
 
 help: ## say what each word does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' Makefile
 
 setup: ## make .venv with every pinned dependency; PYTHON=… chooses which Python
 	@sh tools/setup.sh
@@ -35,6 +35,9 @@ serve: setup ## the service on 127.0.0.1:8000 with its own database in .data; PO
 
 bench: setup ## how fast the main paths are on this machine
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+accuracy: setup ## estimates against all ground truth: docs/accuracy.md and what GET /v1/accuracy serves
+	$(BIN)/tonnage accuracy tests/ground_truth --page docs/accuracy.md --json app/accuracy/accuracy.json $(ARGS)
 
 lock: setup ## pin the dependencies of pyproject.toml again; ARGS=--upgrade takes the newest
 	@sh tools/lock.sh $(ARGS)

@@ -24,6 +24,7 @@ _SUMMARY = """commands:
   migrate    bring the database to the schema of this version
   token      create, list or revoke tokens
   estimate   estimate the memory of a training job, without a service
+  accuracy   compare estimates with published measurements
   agent      report this node's GPUs to a service
 
 `tonnage COMMAND --help` says more. Settings also come from TONNAGE_* variables."""
@@ -157,6 +158,14 @@ def _estimate(argv: Sequence[str]) -> int:
     return estimate_command.run(parser.parse_args(argv))
 
 
+def _accuracy(argv: Sequence[str]) -> int:
+    from app import accuracy_command
+
+    parser = _parser("accuracy", "")
+    accuracy_command.add_arguments(parser)
+    return accuracy_command.run(parser.parse_args(argv))
+
+
 def _agent(argv: Sequence[str]) -> int:
     from app.agent.__main__ import main as agent
 
@@ -168,6 +177,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "migrate": _migrate,
     "token": _token,
     "estimate": _estimate,
+    "accuracy": _accuracy,
     "agent": _agent,
 }
 _TOKEN_ACTIONS: dict[str, Callable[["Session", argparse.Namespace], None]] = {

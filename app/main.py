@@ -16,7 +16,7 @@ from app.api.deps import Service
 from app.api.hub_models import HubModels
 from app.api.metrics import Metrics
 from app.api.middleware import Envelope, Limits
-from app.api.routes import estimates, gpus, inventory, models, operations, pages, plans
+from app.api.routes import accuracy, estimates, gpus, inventory, models, operations, pages, plans
 from app.settings import Settings, SettingsError
 from app.storage import db, hub_cache
 from app.storage.idempotency import drop_old
@@ -34,7 +34,7 @@ _TAGS = [
     {"name": "inventory", "description": "The live fleet, as the agents report it."},
     {"name": "operations", "description": "For whatever runs the service."},
 ]
-_ROUTES = (operations, estimates, plans, models, gpus, inventory, pages)
+_ROUTES = (operations, estimates, accuracy, plans, models, gpus, inventory, pages)
 _HOUSEKEEPING_SECONDS = 3_600
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-WORDS = ("help", "setup", "check", "test", "serve", "bench", "lock", "clean")
+WORDS = ("help", "setup", "check", "test", "serve", "bench", "accuracy", "lock", "clean")
 
 
 def make(root: Path, environment: dict[str, str], *arguments: str) -> str:
