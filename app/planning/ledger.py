@@ -218,6 +218,10 @@ class Kernels:
     """
     frozen: bool = False
     """The model's own weights get no gradient: adapters do."""
+    skips_idle: bool = False
+    """Parameters that the pass does not use get no gradient and so no states, as PyTorch's optimizers have it; the flat
+    buffers of other frameworks have room for them.
+    """
     under_autocast: bool = False
     """Autocast over weights that are in the compute format already, as the Trainer runs adapters."""
     adapters: "AdapterRule | None" = None
@@ -531,6 +535,8 @@ class Tape:
         nothing = Size({})
         if not self.kernels.frozen or self.trains((*weights, *tied)):
             saves = (*saves, *saves_for_weights)
+        if name == "idle" and self.kernels.skips_idle:
+            weights = tuple(replace(weight, trainable=False) for weight in weights)
         if self._shared:
             weights, tied, casts = (), (*tied, *weights), ()
         self._operations.append(

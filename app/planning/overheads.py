@@ -124,10 +124,10 @@ def _workspaces(hopper_or_later: bool, framework: Framework, *, deterministic: b
 
 VERIFIED_FAMILIES = frozenset(
     """
-    albert bart bert blenderbot blenderbot-small bloom camembert cohere data2vec-text deberta-v2 deepseek_v2 deepseek_v3
-    distilbert falcon gemma gemma2 gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss granite llama marian
-    mbart mistral mixtral modernbert mt5 olmo olmo2 olmoe opt pegasus phi phi3 phimoe plbart qwen2 qwen2_moe qwen3
-    qwen3_moe roberta stablelm starcoder2 t5 xlm-roberta
+    albert bart bert blenderbot blenderbot-small bloom camembert cohere data2vec-text deberta-v2 deepseek_v2
+    deepseek_v3 distilbert falcon gemma gemma2 gemma3 gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss
+    granite llama marian mbart mistral mixtral modernbert mt5 olmo olmo2 olmoe opt pegasus phi phi3 phimoe plbart
+    qwen2 qwen2_moe qwen3 qwen3_moe roberta stablelm starcoder2 t5 xlm-roberta
     """.split()  # noqa: SIM905 - fifty quoted names would hide the names
 )
 """Model types whose activations agree with traced training steps, or that share the block of one that does."""

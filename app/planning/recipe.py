@@ -158,6 +158,7 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
             context_parallel=parallelism.context_parallel_size > 1,
             expert_parallel=experts,
             gathers_again=training.framework in ("megatron", "nanotron"),
+            skips_idle=training.framework in ("transformers", "torchtitan"),
             **frozen,
         ),
         optimizer=training.optimizer,
@@ -177,6 +178,9 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
     )
     if training.cuda_graphs:
         warnings.append("cuda_graphs: the memory pools of captured graphs are not estimated")
+    towers = sorted({count.name for count in architecture.components} & {"vision", "audio"})
+    if towers:
+        assumptions.append(f"inputs: text only, so that nothing runs through {' and '.join(towers)}")
     if training.framework == "transformers" and parallelism.offload == "optimizer":
         assumptions.append("offload: torchao's CPUOffloadOptimizer, which keeps states and steps on the host")
     if training.framework == "transformers" and split.stages > 1:

@@ -38,6 +38,7 @@ CONFIGS = {
     "bert-large-uncased.json": "google-bert/bert-large-uncased",
     "mixtral-8x7b.json": "mistralai/Mixtral-8x7B-v0.1",
     "gemma-2-2b.json": "google/gemma-2-2b",
+    "gemma-3-4b.json": "google/gemma-3-4b-pt",
     "bart-base.json": "facebook/bart-base",
     "t5-base.json": "google-t5/t5-base",
 }
