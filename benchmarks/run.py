@@ -59,6 +59,17 @@ PLANNED: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
         {"zero_stage": 1, "tensor_parallel_size": 8, "sequence_parallel": True, "pipeline_parallel_size": 16},
     ),
     (
+        "dense, nanotron in 4 stages",
+        "meta-llama/Llama-3.1-8B",
+        {"framework": "nanotron", "gradient_accumulation_steps": 16},
+        {
+            "data_parallel_size": 2,
+            "tensor_parallel_size": 4,
+            "sequence_parallel": True,
+            "pipeline_parallel_size": 4,
+        },
+    ),
+    (
         "experts, 8 ways",
         "mistralai/Mixtral-8x7B-v0.1",
         {"framework": "megatron"},

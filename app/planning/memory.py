@@ -15,7 +15,7 @@ from app.planning.lora import adapters
 from app.planning.passing import DEEPSPEED_BUCKET_ELEMENTS
 from app.planning.peaks import StagePeak, segments_of, stage_peak
 from app.planning.pipeline import Stage, layer_counts, stages
-from app.planning.recipe import Recipe, Rules, expert_tensor_parallel_size, resolve
+from app.planning.recipe import Recipe, Rules, resolve
 from app.planning.sizes import ceil_div_numbers
 from app.planning.specs import Estimator, Gpu, Lora, Parallelism, Training
 from app.planning.term import Component, Group, Term
@@ -253,7 +253,7 @@ def layout_sizes(inputs: MemoryInputs, recipe: Recipe) -> dict[str, int]:
     """Every size that formulas name and that is the same on all pipeline stages."""
     layout, model = inputs.parallelism, inputs.architecture.sizes
     tensor, context = layout.tensor_parallel_size, layout.context_parallel_size
-    expert_tensor = expert_tensor_parallel_size(layout, inputs.training.framework)
+    expert_tensor = layout.expert_tensor_ranks(inputs.training.framework)
     shards = layout.sharding_group_size or layout.data_parallel_size * context
     multiprocessors = inputs.gpu.streaming_multiprocessors if inputs.gpu is not None else None
     sizes = {

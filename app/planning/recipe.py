@@ -8,7 +8,7 @@ from app.planning import lora as lora_rules
 from app.planning.architecture import Architecture
 from app.planning.ledger import AdapterRule, BlockRecompute, Kernels
 from app.planning.pipeline import Split, layers_by_cost
-from app.planning.refusals import check_accumulation, check_used
+from app.planning.refusals import OWN_OPTIMIZERS, check_accumulation, check_request
 from app.planning.specs import (
     Attention,
     FloatFormat,
@@ -99,8 +99,7 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
     """Decides every default. Raises InvalidInput or ImpossibleLayout, pointing at what to change."""
     assumptions: list[str] = []
     warnings: list[str] = []
-    check_layout(parallelism, training, architecture)
-    check_used(training, parallelism, architecture, gpu)
+    check_request(training, parallelism, architecture, gpu)
     old = gpu is not None and float(gpu.compute_capability) < AMPERE
     precision = _precision(training, parallelism, assumptions, old=old)
     precision, frozen = _with_adapters(training, precision, architecture, assumptions)
@@ -113,54 +112,95 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
         for name in ("framework", "optimizer", "micro_batch_size", "recompute")
         if name not in training.model_fields_set
     ]
-    implementation = training.optimizer_implementation
-    if "optimizer_implementation" not in training.model_fields_set and training.framework == "transformers":
-        assumptions.append(f"optimizer_implementation: {implementation}")
-    if "optimizer_implementation" not in training.model_fields_set and training.framework == "torchtitan":
-        implementation = "fused"
-        assumptions.append("optimizer_implementation: fused, torchtitan's default")
-    if training.framework in ("deepspeed", "megatron", "nanotron") and implementation != "fused":
-        implementation = "fused"
-        if "optimizer_implementation" in training.model_fields_set:
-            raise InvalidInput.at(
-                "/training/optimizer_implementation",
-                f"{training.framework} brings its own fused optimizer; send 'fused' or leave the field out",
-            )
-        assumptions.append(f"optimizer_implementation: fused, which {training.framework} brings")
-    sharded = training.framework != "deepspeed" and parallelism.zero_stage >= 2
+    implementation = _optimizer_implementation(training, assumptions)
     steps, split = _split(training, parallelism, architecture, assumptions)
     check_accumulation(training, steps)
-    tensor = parallelism.tensor_parallel_size > 1
-    replicas = parallelism.data_parallel_size * parallelism.context_parallel_size
-    experts = "num_experts" in architecture.sizes and (
-        parallelism.expert_parallel_size > 1
-        or expert_tensor_parallel_size(parallelism, training.framework) > 1
-        or training.expert_load_percent > 100
+    kernels = _kernels(training, parallelism, architecture, precision, attention, frozen)
+    rules = _rules(training, parallelism, precision, kernels, implementation, steps=steps)
+    if training.cuda_graphs:
+        warnings.append("cuda_graphs: the memory pools of captured graphs are not estimated")
+    return Recipe(
+        rules=rules,
+        split=split,
+        micro_batch_size=training.micro_batch_size,
+        sequence_length=sequence_length,
+        target_sequence_length=_target_length(training, architecture, sequence_length, assumptions),
+        assumptions=(*assumptions, *_taken_for_granted(training, parallelism, architecture, rules)),
+        warnings=tuple(warnings),
     )
-    sequence_parallel = tensor and (parallelism.sequence_parallel or training.framework == "torchtitan")
-    if sequence_parallel and not parallelism.sequence_parallel:
-        assumptions.append("sequence_parallel: true, which torchtitan's tensor parallelism brings")
-    rules = Rules(
+
+
+def _optimizer_implementation(training: Training, assumptions: list[str]) -> OptimizerImplementation:
+    framework, given = training.framework, training.optimizer_implementation
+    is_said = "optimizer_implementation" in training.model_fields_set
+    if framework in OWN_OPTIMIZERS:
+        if is_said and given != "fused":
+            raise InvalidInput.at(
+                "/training/optimizer_implementation",
+                f"{framework} brings its own fused optimizer; send 'fused' or leave the field out",
+            )
+        if not is_said:
+            assumptions.append(f"optimizer_implementation: fused, which {framework} brings")
+        return "fused"
+    if framework == "torchtitan" and not is_said:
+        assumptions.append("optimizer_implementation: fused, torchtitan's default")
+        return "fused"
+    if not is_said:
+        assumptions.append(f"optimizer_implementation: {given}")
+    return given
+
+
+def _is_fully_sharded(training: Training, parallelism: Parallelism) -> bool:
+    """Whether FSDP shards; DeepSpeed's ZeRO-2 and 3 gather by other rules."""
+    return training.framework != "deepspeed" and parallelism.zero_stage >= 2
+
+
+def _kernels(
+    training: Training,
+    parallelism: Parallelism,
+    architecture: Architecture,
+    precision: Precision,
+    attention: Attention,
+    frozen: dict[str, Any],
+) -> Kernels:
+    framework, tensor = training.framework, parallelism.tensor_parallel_size > 1
+    experts = (parallelism.expert_parallel_size, parallelism.expert_tensor_ranks(framework))
+    return Kernels(
+        parameters=precision.compute if _is_fully_sharded(training, parallelism) else precision.parameters,
+        compute=precision.compute,
+        attention=attention,
+        fused=framework == "megatron",
+        fused_cross_entropy=training.fused_cross_entropy,
+        fused_norm=framework in ("nanotron", "torchtitan"),
+        sharded_loss=framework in ("megatron", "nanotron"),
+        compiled=training.compile,
+        fp8=training.precision == "fp8-mixed" and framework != "torchtitan",
+        tensor_parallel=tensor,
+        sequence_parallel=tensor and (parallelism.sequence_parallel or framework == "torchtitan"),
+        context_parallel=parallelism.context_parallel_size > 1,
+        expert_parallel="num_experts" in architecture.sizes
+        and (max(experts) > 1 or training.expert_load_percent > 100),
+        gathers_again=framework in ("megatron", "nanotron"),
+        skips_idle=framework in ("transformers", "torchtitan"),
+        **frozen,
+    )
+
+
+def _rules(
+    training: Training,
+    parallelism: Parallelism,
+    precision: Precision,
+    kernels: Kernels,
+    implementation: OptimizerImplementation,
+    *,
+    steps: int,
+) -> Rules:
+    replicas = parallelism.data_parallel_size * parallelism.context_parallel_size
+    sharded = _is_fully_sharded(training, parallelism)
+    return Rules(
         framework=training.framework,
         precision=precision,
-        kernels=Kernels(
-            parameters=precision.compute if sharded else precision.parameters,
-            compute=precision.compute,
-            attention=attention,
-            fused=training.framework == "megatron",
-            fused_cross_entropy=training.fused_cross_entropy,
-            fused_norm=training.framework in ("nanotron", "torchtitan"),
-            sharded_loss=training.framework in ("megatron", "nanotron"),
-            compiled=training.compile,
-            fp8=training.precision == "fp8-mixed" and training.framework != "torchtitan",
-            tensor_parallel=tensor,
-            sequence_parallel=sequence_parallel,
-            context_parallel=parallelism.context_parallel_size > 1,
-            expert_parallel=experts,
-            gathers_again=training.framework in ("megatron", "nanotron"),
-            skips_idle=training.framework in ("transformers", "torchtitan"),
-            **frozen,
-        ),
+        kernels=kernels,
         optimizer=training.optimizer,
         optimizer_implementation=implementation,
         galore_rank=training.galore_rank or DEFAULT_GALORE_RANK,
@@ -171,44 +211,34 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
         replicated=replicas > 1 and not sharded,
         fully_sharded=sharded,
         accumulated=steps > 1,
-        experts_apart=experts,
+        experts_apart=kernels.expert_parallel,
         offload=parallelism.offload,
         steps_in_backward=training.optimizer_in_backward,
-        piped=split.stages > 1,
+        piped=parallelism.pipeline_parallel_size > 1,
     )
-    if training.cuda_graphs:
-        warnings.append("cuda_graphs: the memory pools of captured graphs are not estimated")
+
+
+def _taken_for_granted(
+    training: Training, parallelism: Parallelism, architecture: Architecture, rules: Rules
+) -> list[str]:
+    """What a job needs beside the fields of the request to run as it is estimated."""
+    is_plain = training.framework == "transformers"
     towers = sorted({count.name for count in architecture.components} & {"vision", "audio"})
-    if towers:
-        assumptions.append(f"inputs: text only, so that nothing runs through {' and '.join(towers)}")
-    if training.framework == "transformers" and parallelism.offload == "optimizer":
-        assumptions.append("offload: torchao's CPUOffloadOptimizer, which keeps states and steps on the host")
-    if training.framework == "transformers" and split.stages > 1:
-        assumptions.append("pipeline stages: torch.distributed.pipelining")
-    if training.method == "qlora" and parallelism.zero_stage == 3:
-        assumptions.append(
-            f"bnb_4bit_quant_storage: {precision.compute}, without which quantized weights are not sharded"
-        )
-    if sharded and rules.accumulated and training.framework == "transformers":
-        assumptions.append("gradient accumulation without synchronization: each rank keeps whole gradients in between")
-    return Recipe(
-        rules=rules,
-        split=split,
-        micro_batch_size=training.micro_batch_size,
-        sequence_length=sequence_length,
-        target_sequence_length=_target_length(training, architecture, sequence_length, assumptions),
-        assumptions=tuple(assumptions),
-        warnings=tuple(warnings),
-    )
-
-
-def expert_tensor_parallel_size(parallelism: Parallelism, framework: Framework) -> int:
-    """Ranks that split each expert's matrices."""
-    if parallelism.expert_tensor_parallel_size is not None:
-        return parallelism.expert_tensor_parallel_size
-    if framework == "megatron" or parallelism.expert_parallel_size == 1:
-        return parallelism.tensor_parallel_size
-    return 1
+    lines = {
+        "sequence_parallel: true, which torchtitan's tensor parallelism brings": rules.kernels.sequence_parallel
+        and not parallelism.sequence_parallel,
+        f"inputs: text only, so that nothing runs through {' and '.join(towers)}": bool(towers),
+        "offload: torchao's CPUOffloadOptimizer, which keeps states and steps on the host": is_plain
+        and parallelism.offload == "optimizer",
+        "pipeline stages: torch.distributed.pipelining": is_plain and rules.piped,
+        f"bnb_4bit_quant_storage: {rules.precision.compute}, without which quantized weights are not sharded": (
+            training.method == "qlora" and parallelism.zero_stage == 3
+        ),
+        "gradient accumulation without synchronization: each rank keeps whole gradients in between": is_plain
+        and rules.fully_sharded
+        and rules.accumulated,
+    }
+    return [line for line, holds in lines.items() if holds]
 
 
 def _split(
@@ -247,10 +277,7 @@ def _split(
         remade=remade if training.recompute == "selective" else frozenset(),
         frozen_layers=training.frozen_layers,
         offloaded=training.offload_checkpoints,
-        lingers=training.use_reentrant
-        and training.method != "full"
-        and training.framework == "transformers"
-        and parallelism.zero_stage >= 2,
+        lingers=training.use_reentrant and training.method != "full" and _is_fully_sharded(training, parallelism),
     )
 
 
@@ -294,122 +321,6 @@ def _with_adapters(
     }
 
 
-def check_layout(parallelism: Parallelism, training: Training, architecture: Architecture) -> None:
-    """Refuses sizes that do not divide what they split, and what a framework does not have."""
-    framework = training.framework
-    _check_heads(parallelism, architecture)
-    _check_pipeline(parallelism, framework, architecture)
-    _check_experts(parallelism, framework, architecture)
-    if parallelism.sequence_parallel and parallelism.tensor_parallel_size == 1:
-        raise ImpossibleLayout.at(
-            "/parallelism/sequence_parallel", "sequence parallelism needs tensor_parallel_size above 1"
-        )
-    shards, ranks = parallelism.sharding_group_size, parallelism.data_parallel_size * parallelism.context_parallel_size
-    if shards is not None and ranks % shards:
-        raise ImpossibleLayout.at(
-            "/parallelism/sharding_group_size",
-            f"sharding_group_size {shards} does not divide data × context parallel ranks, {ranks}",
-        )
-    if framework == "megatron" and parallelism.zero_stage == 2:
-        raise ImpossibleLayout.at(
-            "/parallelism/zero_stage",
-            "Megatron's distributed optimizer is ZeRO-1 and its FSDP ZeRO-3; use 0, 1 or 3, or another framework",
-        )
-    if framework == "nanotron" and parallelism.zero_stage >= 2:
-        raise ImpossibleLayout.at("/parallelism/zero_stage", "nanotron has ZeRO-1 only; use 0 or 1")
-    if framework == "torchtitan" and parallelism.zero_stage == 1:
-        raise ImpossibleLayout.at(
-            "/parallelism/zero_stage", "torchtitan has no ZeRO-1; use 0 (DDP), 2 (FSDP without resharding) or 3 (FSDP)"
-        )
-    if training.offload_checkpoints and training.recompute != "full":
-        raise InvalidInput.at(
-            "/training/offload_checkpoints",
-            "what is offloaded are the inputs of recomputed blocks; set recompute: full",
-        )
-    if training.use_reentrant and (training.recompute != "full" or framework != "transformers"):
-        raise InvalidInput.at(
-            "/training/use_reentrant",
-            "use_reentrant is how transformers checkpoints whole blocks; set recompute: full with that framework",
-        )
-    if training.frozen_layers and parallelism.pipeline_parallel_size > 1:
-        raise ImpossibleLayout.at("/training/frozen_layers", "frozen layers are not estimated with pipeline stages")
-
-
-def _check_heads(parallelism: Parallelism, architecture: Architecture) -> None:
-    size, count = parallelism.tensor_parallel_size, architecture.sizes["num_attention_heads"]
-    if count > 1 and count % size:
-        fitting = [divisor for divisor in range(1, min(count, 64) + 1) if count % divisor == 0]
-        raise ImpossibleLayout.at(
-            "/parallelism/tensor_parallel_size",
-            f"tensor_parallel_size {size} does not divide the model's {count} attention heads; "
-            f"sizes that do: {', '.join(map(str, fitting))}",
-        )
-    key_value = architecture.sizes["num_key_value_heads"]
-    if key_value % size and size % key_value:
-        raise ImpossibleLayout.at(
-            "/parallelism/tensor_parallel_size",
-            f"tensor_parallel_size {size} and the model's {key_value} key/value heads do not divide each other",
-        )
-
-
-def _check_pipeline(parallelism: Parallelism, framework: Framework, architecture: Architecture) -> None:
-    stages, chunks, layers = (
-        parallelism.pipeline_parallel_size,
-        parallelism.virtual_pipeline_size,
-        architecture.sizes["num_hidden_layers"],
-    )
-    if stages * chunks > layers > 0 and framework != "nanotron" and parallelism.layers_per_stage is None:
-        raise ImpossibleLayout.at(
-            "/parallelism/pipeline_parallel_size",
-            f"{stages} stages of {chunks} chunks are more than the model's {layers} layers; use at most {layers}",
-        )
-    if layers > 1 and layers % (stages * chunks) and framework != "nanotron" and parallelism.layers_per_stage is None:
-        fitting = [divisor for divisor in range(1, layers + 1) if layers % divisor == 0]
-        raise ImpossibleLayout.at(
-            "/parallelism/pipeline_parallel_size",
-            f"{stages} stages of {chunks} chunks do not divide the model's {layers} layers; "
-            f"products that do: {', '.join(map(str, fitting))}; or say layers_per_stage",
-        )
-    if chunks > 1 and stages == 1:
-        raise ImpossibleLayout.at(
-            "/parallelism/virtual_pipeline_size", "virtual stages need pipeline_parallel_size above 1"
-        )
-    if parallelism.pipeline_schedule is not None:
-        interleaved = parallelism.pipeline_schedule == "interleaved-1f1b"
-        if interleaved != (chunks > 1):
-            raise ImpossibleLayout.at(
-                "/parallelism/pipeline_schedule",
-                "interleaved-1f1b and virtual_pipeline_size above 1 go together; set both or neither",
-            )
-    if parallelism.layers_per_stage is not None and len(parallelism.layers_per_stage) != stages:
-        raise ImpossibleLayout.at(
-            "/parallelism/layers_per_stage",
-            f"layers_per_stage counts {len(parallelism.layers_per_stage)} stages, and pipeline_parallel_size is "
-            f"{stages}; send one count for each stage",
-        )
-
-
-def _check_experts(parallelism: Parallelism, framework: Framework, architecture: Architecture) -> None:
-    experts, split = architecture.sizes.get("num_experts"), parallelism.expert_parallel_size
-    if split > 1 and experts is None:
-        raise ImpossibleLayout.at("/parallelism/expert_parallel_size", "the model has no experts to split; send 1")
-    if experts is None:
-        return
-    if experts % split:
-        raise ImpossibleLayout.at(
-            "/parallelism/expert_parallel_size",
-            f"expert_parallel_size {split} does not divide the model's {experts} experts",
-        )
-    ranks = parallelism.data_parallel_size * parallelism.context_parallel_size * parallelism.tensor_parallel_size
-    tensor = expert_tensor_parallel_size(parallelism, framework)
-    if ranks % (split * tensor):
-        raise ImpossibleLayout.at(
-            "/parallelism/expert_parallel_size",
-            f"expert_parallel_size × expert_tensor_parallel_size = {split} × {tensor} does not divide the "
-            f"data × context × tensor parallel ranks it is taken from, {ranks}",
-        )
-
-
 def _precision(training: Training, parallelism: Parallelism, assumptions: list[str], *, old: bool) -> Precision:
     preset = training.precision
     if isinstance(preset, Precision):
@@ -445,7 +356,7 @@ def _precision(training: Training, parallelism: Parallelism, assumptions: list[s
 
 def _check_precision(precision: Precision, framework: Framework) -> None:
     """Refuses combinations of formats that the framework cannot run."""
-    own_optimizer = framework in ("deepspeed", "megatron", "nanotron")
+    own_optimizer = framework in OWN_OPTIMIZERS
     weights = (precision.compute,) if framework in ("megatron", "nanotron") else (precision.compute, "fp32")
     gradients = (precision.parameters, "fp32") if own_optimizer else (precision.parameters,)
     if precision.parameters not in weights:

@@ -1,11 +1,10 @@
-"""Fields of a request that would do nothing where they stand, or that no framework runs: refused, never ignored.
-
-Whether sizes divide what they split is checked in `app.planning.recipe`.
+"""What of a request is refused, with what to do instead: sizes that do not divide what they split, layouts that a
+framework does not run, and fields that would do nothing where they stand.
 """
 
 from app.errors import ImpossibleLayout, InvalidInput, UnknownName
 from app.planning.architecture import Architecture
-from app.planning.specs import Gpu, Lora, Parallelism, RecomputeModule, Training
+from app.planning.specs import Framework, Gpu, Lora, Parallelism, RecomputeModule, Training
 
 ADA = 8.9
 """Compute capability from which on GPUs have FP8 units."""
@@ -19,8 +18,9 @@ TWO_CHUNKS = frozenset({"zb-v", "v-half", "v-min", "dualpipe-v"})
 _EXPERT_MODULES: frozenset[RecomputeModule] = frozenset({"moe", "moe_act", "shared_experts"})
 
 
-def check_used(training: Training, parallelism: Parallelism, architecture: Architecture, gpu: Gpu | None) -> None:
+def check_request(training: Training, parallelism: Parallelism, architecture: Architecture, gpu: Gpu | None) -> None:
     """Raises InvalidInput or ImpossibleLayout for a field that cannot have the meaning it was sent for."""
+    _check_layout(parallelism, training, architecture)
     _check_training(training, architecture)
     _check_recompute(training, architecture)
     _check_parallelism(training, parallelism, architecture)
@@ -46,6 +46,121 @@ def check_accumulation(training: Training, steps: int) -> None:
         raise InvalidInput.at(
             "/training/optimizer",
             f"LOMO updates weights in backward and cannot accumulate over {steps} micro batches; accumulate over 1",
+        )
+
+
+def _check_layout(parallelism: Parallelism, training: Training, architecture: Architecture) -> None:
+    framework = training.framework
+    _check_heads(parallelism, architecture)
+    _check_pipeline(parallelism, framework, architecture)
+    _check_experts(parallelism, framework, architecture)
+    if parallelism.sequence_parallel and parallelism.tensor_parallel_size == 1:
+        raise ImpossibleLayout.at(
+            "/parallelism/sequence_parallel", "sequence parallelism needs tensor_parallel_size above 1"
+        )
+    shards, ranks = parallelism.sharding_group_size, parallelism.data_parallel_size * parallelism.context_parallel_size
+    if shards is not None and ranks % shards:
+        raise ImpossibleLayout.at(
+            "/parallelism/sharding_group_size",
+            f"sharding_group_size {shards} does not divide data × context parallel ranks, {ranks}",
+        )
+    if framework == "megatron" and parallelism.zero_stage == 2:
+        raise ImpossibleLayout.at(
+            "/parallelism/zero_stage",
+            "Megatron's distributed optimizer is ZeRO-1 and its FSDP ZeRO-3; use 0, 1 or 3, or another framework",
+        )
+    if framework == "nanotron" and parallelism.zero_stage >= 2:
+        raise ImpossibleLayout.at("/parallelism/zero_stage", "nanotron has ZeRO-1 only; use 0 or 1")
+    if framework == "torchtitan" and parallelism.zero_stage == 1:
+        raise ImpossibleLayout.at(
+            "/parallelism/zero_stage", "torchtitan has no ZeRO-1; use 0 (DDP), 2 (FSDP without resharding) or 3 (FSDP)"
+        )
+    if training.offload_checkpoints and training.recompute != "full":
+        raise InvalidInput.at(
+            "/training/offload_checkpoints",
+            "what is offloaded are the inputs of recomputed blocks; set recompute: full",
+        )
+    if training.use_reentrant and (training.recompute != "full" or framework != "transformers"):
+        raise InvalidInput.at(
+            "/training/use_reentrant",
+            "use_reentrant is how transformers checkpoints whole blocks; set recompute: full with that framework",
+        )
+    if training.frozen_layers and parallelism.pipeline_parallel_size > 1:
+        raise ImpossibleLayout.at("/training/frozen_layers", "frozen layers are not estimated with pipeline stages")
+
+
+def _check_heads(parallelism: Parallelism, architecture: Architecture) -> None:
+    size, count = parallelism.tensor_parallel_size, architecture.sizes["num_attention_heads"]
+    if count > 1 and count % size:
+        fitting = [divisor for divisor in range(1, min(count, 64) + 1) if count % divisor == 0]
+        raise ImpossibleLayout.at(
+            "/parallelism/tensor_parallel_size",
+            f"tensor_parallel_size {size} does not divide the model's {count} attention heads; "
+            f"sizes that do: {', '.join(map(str, fitting))}",
+        )
+    key_value = architecture.sizes["num_key_value_heads"]
+    if key_value % size and size % key_value:
+        raise ImpossibleLayout.at(
+            "/parallelism/tensor_parallel_size",
+            f"tensor_parallel_size {size} and the model's {key_value} key/value heads do not divide each other",
+        )
+
+
+def _check_pipeline(parallelism: Parallelism, framework: Framework, architecture: Architecture) -> None:
+    stages, chunks, layers = (
+        parallelism.pipeline_parallel_size,
+        parallelism.virtual_pipeline_size,
+        architecture.sizes["num_hidden_layers"],
+    )
+    if stages * chunks > layers > 0 and framework != "nanotron" and parallelism.layers_per_stage is None:
+        raise ImpossibleLayout.at(
+            "/parallelism/pipeline_parallel_size",
+            f"{stages} stages of {chunks} chunks are more than the model's {layers} layers; use at most {layers}",
+        )
+    if layers > 1 and layers % (stages * chunks) and framework != "nanotron" and parallelism.layers_per_stage is None:
+        fitting = [divisor for divisor in range(1, layers + 1) if layers % divisor == 0]
+        raise ImpossibleLayout.at(
+            "/parallelism/pipeline_parallel_size",
+            f"{stages} stages of {chunks} chunks do not divide the model's {layers} layers; "
+            f"products that do: {', '.join(map(str, fitting))}; or say layers_per_stage",
+        )
+    if chunks > 1 and stages == 1:
+        raise ImpossibleLayout.at(
+            "/parallelism/virtual_pipeline_size", "virtual stages need pipeline_parallel_size above 1"
+        )
+    if parallelism.pipeline_schedule is not None:
+        interleaved = parallelism.pipeline_schedule == "interleaved-1f1b"
+        if interleaved != (chunks > 1):
+            raise ImpossibleLayout.at(
+                "/parallelism/pipeline_schedule",
+                "interleaved-1f1b and virtual_pipeline_size above 1 go together; set both or neither",
+            )
+    if parallelism.layers_per_stage is not None and len(parallelism.layers_per_stage) != stages:
+        raise ImpossibleLayout.at(
+            "/parallelism/layers_per_stage",
+            f"layers_per_stage counts {len(parallelism.layers_per_stage)} stages, and pipeline_parallel_size is "
+            f"{stages}; send one count for each stage",
+        )
+
+
+def _check_experts(parallelism: Parallelism, framework: Framework, architecture: Architecture) -> None:
+    experts, split = architecture.sizes.get("num_experts"), parallelism.expert_parallel_size
+    if split > 1 and experts is None:
+        raise ImpossibleLayout.at("/parallelism/expert_parallel_size", "the model has no experts to split; send 1")
+    if experts is None:
+        return
+    if experts % split:
+        raise ImpossibleLayout.at(
+            "/parallelism/expert_parallel_size",
+            f"expert_parallel_size {split} does not divide the model's {experts} experts",
+        )
+    ranks = parallelism.data_parallel_size * parallelism.context_parallel_size * parallelism.tensor_parallel_size
+    tensor = parallelism.expert_tensor_ranks(framework)
+    if ranks % (split * tensor):
+        raise ImpossibleLayout.at(
+            "/parallelism/expert_parallel_size",
+            f"expert_parallel_size × expert_tensor_parallel_size = {split} × {tensor} does not divide the "
+            f"data × context × tensor parallel ranks it is taken from, {ranks}",
         )
 
 

@@ -250,6 +250,14 @@ class Parallelism(Spec):
             * self.context_parallel_size
         )
 
+    def expert_tensor_ranks(self, framework: Framework) -> int:
+        """Ranks that split each expert's matrices."""
+        if self.expert_tensor_parallel_size is not None:
+            return self.expert_tensor_parallel_size
+        if framework == "megatron" or self.expert_parallel_size == 1:
+            return self.tensor_parallel_size
+        return 1
+
     @property
     def groups(self) -> int:
         """Kinds of groups that a rank communicates in: one communicator each."""

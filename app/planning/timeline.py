@@ -399,7 +399,7 @@ def _kept(segment: Segment) -> Counter[Tensor]:
     remade = [operation for operation in segment.operations if _is_remade(segment, operation)]
     made = {operation.output for operation in remade}
     discarded = {op.output for op in remade if module_of(op) in OUTPUT_DISCARDING}
-    entering = {tensor for operation in remade for tensor in operation.inputs} - made
+    entering = dict.fromkeys(tensor for operation in remade for tensor in operation.inputs if tensor not in made)
     outside = {
         tensor
         for operation in segment.operations
@@ -407,8 +407,9 @@ def _kept(segment: Segment) -> Counter[Tensor]:
         for tensor in operation.saves
         if tensor not in discarded
     }
-    kept = Counter({tensor: count for tensor, count in saved.items() if tensor in outside | entering})
-    kept.update(tensor for tensor in entering if tensor not in kept and tensor not in _shared(segment))
+    shared = _shared(segment)
+    kept = Counter({tensor: count for tensor, count in saved.items() if tensor in outside or tensor in entering})
+    kept.update(tensor for tensor in entering if tensor not in saved and tensor not in shared)
     return kept
 
 

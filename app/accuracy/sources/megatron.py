@@ -247,6 +247,31 @@ class _Shape:
     frequency: tuple[bool, ...]
 
 
+def _latent_sizes(flags: Flags) -> dict[str, int]:
+    """Sizes of multi-head latent attention, with Megatron's defaults."""
+    return {
+        "q_lora_rank": flags.number("q-lora-rank", 512),
+        "kv_lora_rank": flags.number("kv-lora-rank", 512),
+        "qk_nope_head_dim": flags.number("qk-head-dim", 128),
+        "qk_rope_head_dim": flags.number("qk-pos-emb-head-dim", 64),
+        "v_head_dim": flags.number("v-head-dim", 128),
+        "head_dim": flags.number("qk-pos-emb-head-dim", 64),
+    }
+
+
+def _expert_sizes(shape: _Shape, flags: Flags) -> dict[str, int]:
+    """Sizes of the experts, and how many layers have them; of shared ones where there are any."""
+    shared = flags.number("moe-shared-expert-intermediate-size", 0)
+    return {
+        "num_experts": shape.experts,
+        "num_experts_per_tok": shape.experts_per_token,
+        "moe_intermediate_size": flags.number("moe-ffn-hidden-size", shape.inner),
+        "num_moe_layers": sum(shape.frequency),
+        "num_dense_layers": shape.layers - sum(shape.frequency),
+        **({"shared_expert_intermediate_size": shared} if shared else {}),
+    }
+
+
 @cache
 def _decoder(shape: _Shape, flags: Flags) -> Architecture:
     latent = flags.on("multi-latent-attention")
@@ -277,37 +302,21 @@ def _decoder(shape: _Shape, flags: Flags) -> Architecture:
         dropout=flags.real("attention-dropout", 0.1),
     )
     if latent:
-        sizes |= {
-            "q_lora_rank": flags.number("q-lora-rank", 512),
-            "kv_lora_rank": flags.number("kv-lora-rank", 512),
-            "qk_nope_head_dim": flags.number("qk-head-dim", 128),
-            "qk_rope_head_dim": flags.number("qk-pos-emb-head-dim", 64),
-            "v_head_dim": flags.number("v-head-dim", 128),
-            "head_dim": flags.number("qk-pos-emb-head-dim", 64),
-        }
+        sizes |= _latent_sizes(flags)
         attention = replace(attention, grouped=False, bias=False)
     norm: Norm = "rms" if flags.word("normalization", "LayerNorm") == "RMSNorm" else "layer"
     dense = Dense(gated=gated, activation=activation, bias=bias, joint=gated)
     blocks: tuple[Block, ...] = (Block(attention, dense, norm=norm, residual_dropout=hidden_dropout),)
     if shape.experts:
-        shared = flags.number("moe-shared-expert-intermediate-size", 0)
+        sizes |= _expert_sizes(shape, flags)
         experts = MixtureOfExperts(
             gated=gated,
             activation=activation,
             expert_bias=bias and not flags.on("moe-grouped-gemm"),
-            shared=bool(shared),
+            shared="shared_expert_intermediate_size" in sizes,
             shared_gate=flags.on("moe-shared-expert-gate"),
             joint_shared=gated,
         )
-        sizes |= {
-            "num_experts": shape.experts,
-            "num_experts_per_tok": shape.experts_per_token,
-            "moe_intermediate_size": flags.number("moe-ffn-hidden-size", shape.inner),
-            "num_moe_layers": sum(shape.frequency),
-            "num_dense_layers": shape.layers - sum(shape.frequency),
-        }
-        if shared:
-            sizes["shared_expert_intermediate_size"] = shared
         blocks = tuple(
             replace(blocks[0], feed_forward=part, repeats=repeats)
             for part, repeats in ((dense, "num_dense_layers"), (experts, "num_moe_layers"))
