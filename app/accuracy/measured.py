@@ -12,6 +12,7 @@ from app.accuracy import models, words
 from app.accuracy.cards import gpu_of
 from app.accuracy.jobs import Draft, Job, Reading, Unexpressed
 from app.accuracy.rows import MeasuredRow
+from app.planning import liger
 from app.planning.lora import EXPERT_TARGETS
 from app.units import GIB, MIB
 
@@ -282,6 +283,8 @@ def _training(row: MeasuredRow, draft: Draft) -> None:
         training.setdefault("attention", attention)
     if words.fused_cross_entropy(row.notes):
         training.setdefault("fused_cross_entropy", True)
+    if words.liger_kernels(row.notes) and _is_patched(draft):
+        training.setdefault("use_liger_kernel", True)
     if _HEADLESS.search(row.model_name.lower()) or "task_type=seq_cls" in row.notes:
         training.setdefault("fused_cross_entropy", True)
         draft.assume("a model without a vocabulary head is counted with a loss that never holds logits")
@@ -289,6 +292,11 @@ def _training(row: MeasuredRow, draft: Draft) -> None:
         training.setdefault("compile", True)
     if re.search(r"cuda[ -]graphs? (?!none)", row.notes.lower()):
         training.setdefault("cuda_graphs", True)
+
+
+def _is_patched(draft: Draft) -> bool:
+    known = draft.architecture is not None and draft.architecture.family.model_type in liger.PATCHED
+    return known and draft.training["framework"] in ("transformers", "deepspeed")
 
 
 def _adapters(row: MeasuredRow, draft: Draft) -> None:

@@ -139,6 +139,14 @@ def fused_cross_entropy(notes: str) -> bool:
     )
 
 
+def liger_kernels(notes: str) -> bool:
+    """Whether all of Liger's kernels are said to be in use, not its loss alone."""
+    words = notes.lower()
+    if re.search(r"no liger|liger no\b|without liger|use_liger_kernel=false", words):
+        return False
+    return bool(re.search(r"liger (yes|plugin|kernels?\b)|with liger|use_liger_kernel=true", words))
+
+
 def compiled(notes: str) -> bool:
     """Whether torch.compile is said to be in use for the model."""
     words = notes.lower()

@@ -186,6 +186,10 @@ class Operation:
     """The code lets go of its output before forward ends; a loss still holds the logits it was made of."""
 
 
+LigerNorm = Literal["in-place", "beside"]
+"""Where Liger's RMSNorm writes the gradient of its input: over that of its output, or into a tensor of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """How a framework runs a model: which formats its operators see, which of them are fused, and what is split."""
@@ -202,6 +206,8 @@ class Kernels:
     """One kernel for a norm, also where the rest is not fused (nanotron, torchtitan)."""
     sharded_loss: bool = False
     """Megatron's and nanotron's cross entropy over the vocabulary of one tensor-parallel rank."""
+    liger: LigerNorm | None = None
+    """Liger's Triton kernels for norms, gated products and the loss; which RMSNorm it puts into the model's class."""
     compiled: bool = False
     """`torch.compile`: what is cheap to make again from what is kept, is."""
     fp8: bool = False

@@ -123,8 +123,12 @@ def rms_norm(tape: Tape, kind: Norm, x: Tensor, width: Size, rows: Size) -> Tens
     """
     weights = () if kind == "rms-no-weight" else (tape.weight("weight", width),)
     inverse = tape.tensor(rows, "fp32")
-    if tape.kernels.fused or tape.kernels.fused_norm:
-        return tape.record("rms_norm", (x,), tape.tensor(x.elements, x.format), saves=(x, inverse), weights=weights)
+    liger = tape.kernels.liger
+    if tape.kernels.fused or tape.kernels.fused_norm or liger:
+        output = tape.tensor(x.elements, x.format)
+        name = "liger_rms_norm" if liger else "rms_norm"
+        saves = (x, inverse)
+        return tape.record(name, (x,), output, saves=saves, weights=weights, passes=liger == "in-place")
     wide = tape.to(x, "fp32")
     tape.record("rsqrt_mean_square", (wide,), inverse, saves=(wide, inverse), backward_scratch=wide.bytes * 4)
     normed = tape.multiply(x if kind == "rms-t5" else wide, inverse)
@@ -383,10 +387,11 @@ def feed_forward(
     elif gated:
         with tape.module("gate_proj", tape.component):
             gate = tape.linear(x, width, inner, bias=bias, split="column", tokens=tokens)
-        gate = activation(tape, kind, gate)
+        if not tape.kernels.liger:
+            gate = activation(tape, kind, gate)
         with tape.module("up_proj", tape.component):
             up = tape.linear(x, width, inner, bias=bias, split="column", tokens=tokens)
-        product = tape.multiply(gate, up)
+        product = liger_product(tape, gate, up) if tape.kernels.liger else tape.multiply(gate, up)
     else:
         with tape.module("up_proj", tape.component):
             product = tape.linear(x, width, inner, bias=bias, split="column", tokens=tokens)
@@ -533,6 +538,8 @@ def gated_product(tape: Tape, both: Tensor, elements: Size, kind: Activation, *,
         return tape.record("glu", (both,), tape.tensor(elements, both.format), saves=(both,))
     up = tape.record("chunk", (both,), tape.tensor(elements, both.format), passes=True)
     gate = tape.record("chunk", (both,), tape.tensor(elements, both.format))
+    if tape.kernels.liger:
+        return liger_product(tape, gate, up, held=both.bytes)
     if clamped:
         gate = tape.record("clamp", (gate,), tape.tensor(elements, both.format), saves=(both,))
         up = tape.scale(tape.record("clamp", (up,), tape.tensor(elements, both.format), saves=(both,)), name="add_one")
@@ -540,6 +547,15 @@ def gated_product(tape: Tape, both: Tensor, elements: Size, kind: Activation, *,
         return tape.multiply(up, gate)
     gate = tape.record(kind, (gate,), tape.tensor(elements, both.format), saves=(both,))
     return tape.record("mul", (gate, up), tape.tensor(elements, both.format), saves=(gate, both))
+
+
+def liger_product(tape: Tape, gate: Tensor, up: Tensor, *, held: Size | None = None) -> Tensor:
+    """Liger's act(gate) · up: keeps both factors and writes their gradients over them. Halves of one tensor, which the
+    code still holds (`held` bytes), are copied first.
+    """
+    output = tape.tensor(up.elements, up.format)
+    saves = (gate, up)
+    return tape.record("liger_glu", (gate, up), output, saves=saves, in_place=True, forward_scratch=held)
 
 
 def expert_matrices(
@@ -584,8 +600,8 @@ def language_model_head(
     the logits' own format, and autocast casts its result for the loss. `softcap` is a tanh that caps the logits,
     `offset` a constant added to them, in the weights' format, `scaled` a product with a number. It keeps the
     log-probabilities and makes two gradients of their size; Megatron keeps the probabilities and writes the gradient
-    over them. The fused loss (Liger) never holds all logits: it walks over chunks of about T·h/V tokens, so that one
-    chunk of FP32 logits is about as large as the hidden states in FP32, and keeps the gradients of its inputs instead.
+    over them. The fused loss (Liger) never holds all logits: it walks over chunks of about T·h/V tokens, so that the
+    logits of one are about as large as the hidden states, and keeps the gradients of its inputs instead.
     """
     if bias:
         with tape.module("lm_head_bias", "head_other"):
@@ -597,6 +613,7 @@ def language_model_head(
             given = tape.to(x, tape.compute)
             gradient = tape.tensor(given.elements, given.format, differentiable=False)
             weight_gradient = tape.tensor(weight.elements, tape.parameters, differentiable=False)
+            casts = tape.tensor(weight.elements, tape.compute).bytes if tape.casts_weights else Size({})
             loss = tape.record(
                 "fused_linear_cross_entropy",
                 (given,),
@@ -605,6 +622,7 @@ def language_model_head(
                 weights=() if tied_to else (weight,),
                 tied=(tied_to,) if tied_to else (),
                 in_place=True,
+                forward_scratch=tape.tensor(x.elements, tape.compute).bytes + casts,
                 multiply_adds=tape.tokens * width * rows,
                 linear=Linear("lm_head", width, rows),
             )

@@ -22,6 +22,7 @@ from app.planning.sources import (
     CROSS_ENTROPY,
     FLASH_ATTENTION,
     FUSED_CROSS_ENTROPY,
+    LIGER,
     MEGATRON_ACTIVATIONS,
     Source,
 )
@@ -192,6 +193,8 @@ def _activation_source(component: str, running: Segment, rules: Rules) -> Source
         return CHECKPOINT
     if rules.kernels.fused:
         return MEGATRON_ACTIVATIONS
+    if rules.kernels.liger and component in ("norm", "mlp"):
+        return LIGER
     return FLASH_ATTENTION if component == "attention" and rules.kernels.attention == "flash" else AUTOGRAD
 
 

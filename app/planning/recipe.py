@@ -7,6 +7,7 @@ from app.errors import ImpossibleLayout, InvalidInput
 from app.planning import lora as lora_rules
 from app.planning.architecture import Architecture
 from app.planning.ledger import AdapterRule, BlockRecompute, Kernels
+from app.planning.liger import norm_of
 from app.planning.pipeline import Split, layers_by_cost
 from app.planning.refusals import OWN_OPTIMIZERS, check_accumulation, check_request
 from app.planning.specs import (
@@ -170,7 +171,8 @@ def _kernels(
         compute=precision.compute,
         attention=attention,
         fused=framework == "megatron",
-        fused_cross_entropy=training.fused_cross_entropy,
+        fused_cross_entropy=training.fused_cross_entropy or training.use_liger_kernel,
+        liger=norm_of(architecture.family.model_type) if training.use_liger_kernel else None,
         fused_norm=framework in ("nanotron", "torchtitan"),
         sharded_loss=framework in ("megatron", "nanotron"),
         compiled=training.compile,

@@ -4,6 +4,7 @@ framework does not run, and fields that would do nothing where they stand.
 
 from app.errors import ImpossibleLayout, InvalidInput, UnknownName
 from app.planning.architecture import Architecture
+from app.planning.liger import check_liger
 from app.planning.specs import Framework, Gpu, Lora, Parallelism, RecomputeModule, Training
 
 ADA = 8.9
@@ -27,6 +28,8 @@ def check_request(training: Training, parallelism: Parallelism, architecture: Ar
     _check_nanotron(training, parallelism, architecture)
     _check_stages(parallelism, architecture)
     _check_offload(training, parallelism)
+    if training.use_liger_kernel:
+        check_liger(training.framework, architecture.family.model_type)
     if training.precision == "fp8-mixed" and gpu is not None and float(gpu.compute_capability) < ADA:
         raise InvalidInput.at(
             "/training/precision",

@@ -170,6 +170,12 @@ FUSED_CROSS_ENTROPY = Source(
     where="Section 3.2, FusedLinearCrossEntropy: the hidden states are cut into chunks of about hidden/vocabulary",
     url="https://arxiv.org/abs/2410.10989",
 )
+LIGER = Source(
+    title="Liger Kernel 0.8",
+    where="src/liger_kernel/ops/rms_norm.py, swiglu.py and geglu.py (what each saves, gradients written in place); "
+    "transformers/monkey_patch.py (which model types)",
+    url="https://github.com/linkedin/Liger-Kernel",
+)
 CUDA_CONTEXT = Source(
     title="CUDA context on data-centre GPUs, driver 590",
     where="nvidia-smi captures: 518 MiB at 132 SMs, 248 at 60, 146 at 32, which is 26 + 3.73 MiB per SM",

@@ -190,6 +190,10 @@ class Training(Spec):
     """What `selective` recomputation makes again, in Megatron's words. Default: the attention core."""
     fused_cross_entropy: StrictBool = False
     """A loss that never holds the logits of all tokens at once (Liger, cut cross-entropy); Megatron's fused loss."""
+    use_liger_kernel: StrictBool = False
+    """Liger's Triton kernels, as the Trainer's argument of this name puts them into a model's class: RMSNorm, SwiGLU or
+    GEGLU, and the loss without whole logits.
+    """
     compile: StrictBool = False
     """`torch.compile`: pointwise operators are fused, and keep only what crosses a fused region."""
     deterministic: StrictBool = False

@@ -297,7 +297,8 @@ def _inside_forward(
             first_input.setdefault(module, next(iter(operation.inputs), None))
     called_with = {first_input[module] for module in modules_around(running)}
     held = [tensor for tensor in dict.fromkeys(made) if tensor in read | called_with and tensor not in saved]
-    if segment.recompute == "none" or any(operation.saves for operation in later):
+    goes_on = segment.recompute == "none" or any(operation.saves for operation in later)
+    if goes_on and running.output not in saved:
         held.append(running.output)
     yield Moment(
         label=f"{running.name} in forward",
@@ -346,7 +347,8 @@ def _end_of_forward(
         segment=last,
         saved=_merged([waiting, *(_scaled(part, seg.repeats) for part, seg in zip(kept, segments, strict=True))]),
         weight_casts=waiting_casts + total(_cached_casts(segment) * segment.repeats for segment in segments),
-        transient=total(tensor.bytes for tensor in outputs if tensor not in saved),
+        transient=total(tensor.bytes for tensor in outputs if tensor not in saved)
+        + (NOTHING if last.block else total(operation.forward_scratch for operation in last.operations)),
         forward=True,
     )
 

@@ -102,6 +102,22 @@ def test_fused_losses(notes: str, is_fused: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("notes", "are_used"),
+    [
+        ("use_liger_kernel=true; packing", True),
+        ("Liger kernels (fused CE); one dense sequence", True),
+        ("liger yes; tiled MLP no", True),
+        ('"peak memory", without Liger', False),
+        ("use_liger_kernel=false", False),
+        ("liger fused linear cross-entropy", False),
+        ("cut cross-entropy plugin", False),
+    ],
+)
+def test_all_of_ligers_kernels(notes: str, are_used: bool) -> None:
+    assert words.liger_kernels(notes) is are_used
+
+
+@pytest.mark.parametrize(
     ("name", "id"),
     [
         ("TheBloke/Mistral-7B-v0.1-GPTQ", "mistralai/Mistral-7B-v0.1"),

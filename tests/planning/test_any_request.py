@@ -59,6 +59,7 @@ TRAINING = st.fixed_dictionaries(
         "frozen_layers": mostly(0, st.just(4)),
         "compile": mostly(False, st.just(True)),
         "fused_cross_entropy": mostly(False, st.just(True)),
+        "use_liger_kernel": mostly(False, st.just(True)),
         "optimizer_in_backward": mostly(False, st.just(True)),
         "offload_checkpoints": mostly(False, st.just(True)),
         "use_reentrant": mostly(False, st.just(True)),
