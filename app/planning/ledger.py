@@ -204,12 +204,24 @@ class Kernels:
     fused_cross_entropy: bool
     fused_norm: bool = False
     """One kernel for a norm, also where the rest is not fused (nanotron, torchtitan)."""
+    in_place_loss: bool = False
+    """The loss writes the gradient of the FP32 logits over them."""
+    shifted_loss: Literal["never", "inside", "in-model"] = "never"
+    """Whether the logits are copied without those of the last position: by a loss function while the model's code still
+    holds the 16-bit ones (transformers 4.46 to 4.48), or by the model's code, which has let go of them (before).
+    """
+    one_qkv_buffer: bool = False
+    """Rotated queries stay a part of the tensor that held keys and values too, where there are as many heads of each
+    (nanotron).
+    """
     sharded_loss: bool = False
     """Megatron's and nanotron's cross entropy over the vocabulary of one tensor-parallel rank."""
     liger: LigerNorm | None = None
     """Liger's Triton kernels for norms, gated products and the loss; which RMSNorm it puts into the model's class."""
     compiled: bool = False
     """`torch.compile`: what is cheap to make again from what is kept, is."""
+    compiled_loss: bool = True
+    """Whether that holds for head and loss as well as for blocks."""
     fp8: bool = False
     """Transformer Engine's FP8 matrix products: linear layers keep their input in 8 bits, and 8-bit copies of weights.
     torchao's, in torchtitan, keep the 16-bit ones and cast them again.

@@ -7,7 +7,7 @@ activation functions, which keep less for backward. Sizes are named as in a `con
 from dataclasses import dataclass, field
 from typing import Literal
 
-from app.planning.ledger import BATCH, Component, Linear, Tape, Tensor, Weight, promoted
+from app.planning.ledger import BATCH, Linear, Tape, Tensor, Weight, promoted
 from app.planning.sizes import Size, ceil_div, largest, named, smallest
 
 Norm = Literal[
@@ -578,91 +578,3 @@ def expert_matrices(
         )
         stacked = 2 if name == "gate_up_proj" else 1
         return tape.beside(x, output, into, out, routed, copies=experts.count, stacked=stacked)
-
-
-def language_model_head(
-    tape: Tape,
-    x: Tensor,
-    width: Size,
-    rows: Size,
-    tied_to: Weight | None,
-    *,
-    bias: bool = False,
-    component: Component = "lm_head",
-    loss_in_fp32: bool = True,
-    softcap: bool = False,
-    offset: bool = False,
-    scaled: bool = False,
-) -> None:
-    """The vocabulary projection over all positions and the cross-entropy loss.
-
-    Hugging Face casts the logits of causal models to FP32; of masked and encoder-decoder models it takes log-softmax in
-    the logits' own format, and autocast casts its result for the loss. `softcap` is a tanh that caps the logits,
-    `offset` a constant added to them, in the weights' format, `scaled` a product with a number. It keeps the
-    log-probabilities and makes two gradients of their size; Megatron keeps the probabilities and writes the gradient
-    over them. The fused loss (Liger) never holds all logits: it walks over chunks of about T·h/V tokens, so that the
-    logits of one are about as large as the hidden states, and keeps the gradients of its inputs instead.
-    """
-    if bias:
-        with tape.module("lm_head_bias", "head_other"):
-            added = tape.weight("bias", rows, split="vocabulary")
-            x = tape.record("bias", (x,), x, weights=(added,), passes=True)
-    with tape.module("lm_head", component):
-        if tape.kernels.fused_cross_entropy and not tape.kernels.sharded_loss:
-            weight = tied_to or tape.matrix("weight", rows, width, split="vocabulary")
-            given = tape.to(x, tape.compute)
-            gradient = tape.tensor(given.elements, given.format, differentiable=False)
-            weight_gradient = tape.tensor(weight.elements, tape.parameters, differentiable=False)
-            casts = tape.tensor(weight.elements, tape.compute).bytes if tape.casts_weights else Size({})
-            loss = tape.record(
-                "fused_linear_cross_entropy",
-                (given,),
-                tape.tensor(x.elements, "fp32"),
-                saves=(gradient, weight_gradient),
-                weights=() if tied_to else (weight,),
-                tied=(tied_to,) if tied_to else (),
-                in_place=True,
-                forward_scratch=tape.tensor(x.elements, tape.compute).bytes + casts,
-                multiply_adds=tape.tokens * width * rows,
-                linear=Linear("lm_head", width, rows),
-            )
-        else:
-            if offset:
-                with tape.releasing():
-                    logits = tape.linear(x, width, rows, split="vocabulary", tied_to=tied_to)
-                format = promoted(tape.parameters, logits.format)
-                logits = tape.record("add", (logits,), tape.tensor(logits.elements, format), passes=True)
-            elif softcap:
-                with tape.releasing():
-                    logits = tape.scale(tape.linear(x, width, rows, split="vocabulary", tied_to=tied_to))
-                logits = tape.scale(tape.pointwise("tanh", logits, saves_output=True))
-            elif scaled:
-                with tape.releasing():
-                    logits = tape.linear(x, width, rows, split="vocabulary", tied_to=tied_to)
-                logits = tape.scale(logits)
-            else:
-                logits = tape.linear(x, width, rows, split="vocabulary", tied_to=tied_to)
-            if loss_in_fp32 and not tape.kernels.sharded_loss:
-                logits = tape.to(logits, "fp32")
-            if tape.kernels.sharded_loss:
-                _sharded_loss(tape, logits)
-                return
-            loss = tape.pointwise("log_softmax", logits, saves_output=True)
-            if tape.autocast:
-                loss = tape.to(loss, "fp32")
-            tape.record("nll_loss", (loss,), tape.tensor(Size.of(1), "fp32"), saves=(loss,))
-            return
-        tape.record("nll_loss", (loss,), tape.tensor(Size.of(1), "fp32"))
-
-
-def _sharded_loss(tape: Tape, logits: Tensor) -> None:
-    """Cross entropy over the vocabulary of one tensor-parallel rank, whose gradient is written over what was kept.
-
-    Megatron makes one FP32 copy of the logits and turns it into probabilities where it stands, fused or not. nanotron
-    subtracts the maximum into a tensor beside the FP32 copy.
-    """
-    loss = tape.tensor(tape.tokens, "fp32")
-    kept = wide = tape.to(logits, "fp32")
-    if not tape.kernels.fused:
-        kept = tape.tensor(logits.elements, "fp32", differentiable=False)
-    tape.record("vocab_parallel_cross_entropy", (wide,), loss, saves=(kept,), in_place=True)

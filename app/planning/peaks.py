@@ -29,6 +29,7 @@ from app.planning.sources import (
 from app.planning.specs import Gpu
 from app.planning.term import Component, Term
 from app.planning.timeline import Moment, moments
+from app.precision.formats import FORMATS
 
 
 def segments_of(recipe: Recipe, architecture: Architecture, stage: Stage | None) -> tuple[Segment, ...]:
@@ -103,7 +104,7 @@ def stage_peak(
     sizes["allocated_bytes"] = allocated
     outside_bytes = {term.name: term.bytes.evaluate(sizes) for term in outside}
     taken = allocated + sum(outside_bytes.values())
-    other = _other_phase(weighed, between, sizes)
+    other = max(_other_phase(rules, weighed, between, sizes), _stranded(rules, segments, weighed, sizes))
     other = other if gpu is None else min(other, max(gpu.usable_bytes - taken, 0))
     sizes[str(overheads.OTHER_PHASE.bytes)] = outside_bytes[overheads.OTHER_PHASE.name] = other
     workspaces = outside_bytes["cublas_workspace"]
@@ -128,10 +129,15 @@ def _between_steps(rules: Rules, segments: tuple[Segment, ...]) -> Size:
     return total(term.bytes for term in states.between_steps(rules, segments))
 
 
-def _other_phase(weighed: Sequence[tuple[int, StepMoment]], between: int, sizes: Mapping[str, int]) -> int:
+def _other_phase(
+    rules: Rules, weighed: Sequence[tuple[int, StepMoment]], between: int, sizes: Mapping[str, int]
+) -> int:
     """Bytes that the allocator keeps for the phase that is not the peak: what forward and backward hold beside
-    gradients, and gradients and scratch of the step, find no room in each other's blocks.
+    gradients, and gradients and scratch of the step, find no room in each other's blocks. What nanotron's step leaves
+    in the cache is among its temporary terms already.
     """
+    if rules.framework == "nanotron":
+        return 0
     stepping = max(allocated for allocated, moment in weighed if moment.phase == "optimizer step")
     running = [(allocated, moment) for allocated, moment in weighed if moment.phase != "optimizer step"]
     if not running:
@@ -141,6 +147,29 @@ def _other_phase(weighed: Sequence[tuple[int, StepMoment]], between: int, sizes:
     moving = max(moment.moving.evaluate(sizes) for moment in candidates)
     peak = max(allocated for allocated, _ in weighed)
     return int(max(between + max(stepping - between, 0) + moving - peak, 0))
+
+
+_LOSSES = ("log_softmax", "in_place_cross_entropy")
+"""Operations that keep the logits or what is made of them."""
+
+
+def _stranded(
+    rules: Rules, segments: tuple[Segment, ...], weighed: Sequence[tuple[int, StepMoment]], sizes: Mapping[str, int]
+) -> int:
+    """Bytes that a shifted loss leaves in the cache while its own backward is the highest the allocator has been: the
+    16-bit logits, and one FP32 copy of the shifted ones unless the loss keeps it, too small for the gradients of all
+    logits that are made then.
+    """
+    if rules.kernels.shifted_loss == "never" or not segments:
+        return 0
+    head = segments[-1]
+    kept = [operation.inputs[0] for operation in head.operations if operation.name.endswith(_LOSSES)]
+    if not kept:
+        return 0
+    in_head = [allocated for allocated, moment in weighed if moment.phase == f"backward of the {head.name}"]
+    wide = 0 if rules.kernels.in_place_loss else FORMATS["fp32"].bytes
+    freed = kept[0].elements * (FORMATS[rules.kernels.compute].bytes + wide)
+    return int(max(in_head) + freed.evaluate(sizes) - max(allocated for allocated, _ in weighed))
 
 
 @lru_cache(maxsize=128)

@@ -1,7 +1,7 @@
 """A request's training and layout, checked against the model and with every default decided and said."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from app.errors import ImpossibleLayout, InvalidInput
 from app.planning import lora as lora_rules
@@ -27,6 +27,12 @@ from app.planning.specs import (
 DEFAULT_SEQUENCE_LENGTH = 2048
 
 DEFAULT_GALORE_RANK = 128
+
+SHIFTED_INSIDE = (4, 46)
+"""Release of transformers from which on a loss function shifts the logits, no longer the model's code."""
+
+SHIFTED_NEVER = (4, 49)
+"""Release of transformers from which on the labels are shifted instead (its pull request 35646)."""
 
 EAGER_ONLY = frozenset({"bloom", "deberta", "deberta-v2"})
 """Model types whose class has neither flash attention nor sdpa."""
@@ -156,6 +162,16 @@ def _is_fully_sharded(training: Training, parallelism: Parallelism) -> bool:
     return training.framework != "deepspeed" and parallelism.zero_stage >= 2
 
 
+def _shifted_loss(training: Training, architecture: Architecture) -> Literal["never", "inside", "in-model"]:
+    """Where this release of transformers copies the logits that have a next token."""
+    if training.transformers_version is None or architecture.family.family != "decoder-only":
+        return "never"
+    release = tuple(int(part) for part in training.transformers_version.split(".")[:2])
+    if release >= SHIFTED_NEVER:
+        return "never"
+    return "inside" if release >= SHIFTED_INSIDE else "in-model"
+
+
 def _kernels(
     training: Training,
     parallelism: Parallelism,
@@ -174,8 +190,12 @@ def _kernels(
         fused_cross_entropy=training.fused_cross_entropy or training.use_liger_kernel,
         liger=norm_of(architecture.family.model_type) if training.use_liger_kernel else None,
         fused_norm=framework in ("nanotron", "torchtitan"),
+        in_place_loss=training.in_place_cross_entropy,
+        shifted_loss=_shifted_loss(training, architecture),
+        one_qkv_buffer=framework == "nanotron",
         sharded_loss=framework in ("megatron", "nanotron"),
         compiled=training.compile,
+        compiled_loss=training.compile_loss is not False,
         fp8=training.precision == "fp8-mixed" and framework != "torchtitan",
         tensor_parallel=tensor,
         sequence_parallel=tensor and (parallelism.sequence_parallel or framework == "torchtitan"),
@@ -230,6 +250,11 @@ def _taken_for_granted(
         "sequence_parallel: true, which torchtitan's tensor parallelism brings": rules.kernels.sequence_parallel
         and not parallelism.sequence_parallel,
         f"inputs: text only, so that nothing runs through {' and '.join(towers)}": bool(towers),
+        f"transformers_version: {SHIFTED_NEVER[0]}.{SHIFTED_NEVER[1]} or newer": training.transformers_version is None
+        and training.framework in ("transformers", "deepspeed")
+        and architecture.family.family == "decoder-only"
+        and not rules.kernels.fused_cross_entropy,
+        "compile_loss: true, head and loss are compiled too": training.compile and training.compile_loss is None,
         "offload: torchao's CPUOffloadOptimizer, which keeps states and steps on the host": is_plain
         and parallelism.offload == "optimizer",
         "pipeline stages: torch.distributed.pipelining": is_plain and rules.piped,

@@ -185,6 +185,17 @@ def _check_training(training: Training, architecture: Architecture) -> None:
             "/training/frozen_layers",
             f"the model has {layers} layers; freeze fewer, or train adapters with method lora",
         )
+    if training.transformers_version is not None and training.framework not in ("transformers", "deepspeed"):
+        raise InvalidInput.at(
+            "/training/transformers_version",
+            f"{training.framework} does not train the classes of transformers; leave transformers_version out",
+        )
+    fused = training.fused_cross_entropy or training.use_liger_kernel
+    if training.in_place_cross_entropy and (fused or training.framework in ("megatron", "nanotron")):
+        reason = "another loss" if fused else f"the loss of {training.framework}, which does so by itself"
+        raise InvalidInput.at("/training/in_place_cross_entropy", f"the request has {reason}; leave it out")
+    if training.compile_loss is not None and not training.compile:
+        raise InvalidInput.at("/training/compile_loss", "nothing is compiled without compile: true; leave it out")
     if training.expert_load_percent > 100 and "num_experts" not in architecture.sizes:
         raise InvalidInput.at("/training/expert_load_percent", "the model has no experts; leave it out")
     if training.optimizer_in_backward and training.framework in OWN_OPTIMIZERS:

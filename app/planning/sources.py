@@ -208,7 +208,8 @@ NANOTRON = Source(
     title="nanotron training loop",
     where=(
         "src/nanotron/optim/gradient_accumulator.py (FP32 buffer of all parameters), optim/zero.py (slices), "
-        "parallel/tensor_parallel/functional.py (MemoryBuffer, _ShardedCrossEntropy)"
+        "parallel/tensor_parallel/functional.py (MemoryBuffer, _ShardedCrossEntropy), models/llama.py (flash-attn's "
+        "RotaryEmbedding rotates queries in place)"
     ),
     url="https://github.com/huggingface/nanotron/tree/main/src/nanotron",
 )

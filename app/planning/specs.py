@@ -190,12 +190,22 @@ class Training(Spec):
     """What `selective` recomputation makes again, in Megatron's words. Default: the attention core."""
     fused_cross_entropy: StrictBool = False
     """A loss that never holds the logits of all tokens at once (Liger, cut cross-entropy); Megatron's fused loss."""
+    in_place_cross_entropy: StrictBool = False
+    """A loss that writes the gradient over the FP32 logits (Unsloth's fast cross entropy, flash-attn's
+    `inplace_backward`, Liger's cross entropy without the fused linear layer).
+    """
     use_liger_kernel: StrictBool = False
     """Liger's Triton kernels, as the Trainer's argument of this name puts them into a model's class: RMSNorm, SwiGLU or
     GEGLU, and the loss without whole logits.
     """
+    transformers_version: Annotated[str, Field(pattern=r"^[1-9]\d?\.\d{1,3}(\.\d{1,3})?$")] | None = None
+    """Release of `transformers`, such as `4.44`. Before 4.49 the loss of causal models copies all logits once more, and
+    what it frees of other sizes stays in the allocator's cache. Default: one from 4.49 on.
+    """
     compile: StrictBool = False
     """`torch.compile`: pointwise operators are fused, and keep only what crosses a fused region."""
+    compile_loss: StrictBool | None = None
+    """Whether `compile` covers head and loss as well as the blocks (torchtitan: `compile.components`). Default: yes."""
     deterministic: StrictBool = False
     """PyTorch's deterministic algorithms: cuBLAS workspaces of 32 MiB, which `CUBLAS_WORKSPACE_CONFIG=:4096:8` sets."""
     expert_load_percent: Annotated[StrictInt, Field(ge=100, le=10_000)] = 100

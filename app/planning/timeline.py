@@ -99,7 +99,10 @@ def record(model_type: str, layout: object, kernels: Kernels) -> tuple[Segment, 
     family = FAMILIES[model_type]
     with tape.naming(dict(family.module_names)):
         family.forward(tape, layout)
-    return tuple(compile_segment(segment) if kernels.compiled else segment for segment in tape.segments)
+    return tuple(
+        compile_segment(segment) if kernels.compiled and (segment.block or kernels.compiled_loss) else segment
+        for segment in tape.segments
+    )
 
 
 def moments(segments: tuple[Segment, ...]) -> tuple[Moment, ...]:
@@ -338,7 +341,9 @@ def _last_block(
 def _end_of_forward(
     segments: tuple[Segment, ...], kept: list[ByComponent], waiting: ByComponent, waiting_casts: Size
 ) -> Moment:
-    """Forward is over, nothing freed yet: a head's outputs are still held by the code that made them."""
+    """Forward is over, nothing freed yet: a head's outputs are still held by the code that made them, and its loss,
+    which runs last, holds what it works with.
+    """
     last = segments[-1]
     saved = _all_saved(last)
     outputs = {} if last.block else dict.fromkeys(op.output for op in last.operations if not op.released)
@@ -348,7 +353,7 @@ def _end_of_forward(
         saved=_merged([waiting, *(_scaled(part, seg.repeats) for part, seg in zip(kept, segments, strict=True))]),
         weight_casts=waiting_casts + total(_cached_casts(segment) * segment.repeats for segment in segments),
         transient=total(tensor.bytes for tensor in outputs if tensor not in saved)
-        + (NOTHING if last.block else total(operation.forward_scratch for operation in last.operations)),
+        + total(operation.forward_scratch for operation in last.operations if operation.in_place and not last.block),
         forward=True,
     )
 

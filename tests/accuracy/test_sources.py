@@ -219,18 +219,20 @@ def test_trl_prepares_a_quantized_base_that_is_not_sharded(changes: dict[str, ob
 
 
 @pytest.mark.parametrize(
-    ("setting", "sharding", "peft", "fused"),
+    ("setting", "sharding", "peft", "losses"),
     [
-        ("foak-fast-kernels", "none", "none", True),
-        ("foak-fast-kernels", "FSDP", "none", True),
-        ("accelerated-peft-bnb-foak-liger", "FSDP", "qlora (bnb nf4) r=16", True),
-        ("none", "none", "none", False),
+        ("foak-fast-kernels", "none", "none", {"in_place_cross_entropy"}),
+        ("foak-fast-kernels", "FSDP", "none", {"in_place_cross_entropy"}),
+        ("accelerated-peft-bnb-foak-liger", "FSDP", "qlora (bnb nf4) r=16", {"fused_cross_entropy"}),
+        ("none", "none", "none", set()),
     ],
 )
-def test_fused_kernels_of_fms(setting: str, sharding: str, peft: str, fused: bool) -> None:
+def test_fused_kernels_of_fms(setting: str, sharding: str, peft: str, losses: set[str]) -> None:
     given = {**BASE, "source_family": "fms_acceleration", "framework": "HF SFTTrainer", "param_dtype": "bf16"}
     given |= {"zero_stage_or_fsdp": sharding, "peft": peft, "notes": f"framework_config={setting}; packed"}
-    assert job(**given).inputs.training.fused_cross_entropy == fused
+    training = job(**given).inputs.training
+    assert {name for name in ("fused_cross_entropy", "in_place_cross_entropy") if getattr(training, name)} == losses
+    assert training.transformers_version == "4.46"
 
 
 def test_checkpoints_of_fms_are_reentrant() -> None:

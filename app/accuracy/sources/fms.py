@@ -12,11 +12,13 @@ def rule(row: MeasuredRow, draft: Draft, siblings: Mapping[str, float]) -> None:
     """nvidia-smi is the peak minus the first reading, which has no context in it yet. Unpacked runs print no length:
     the mean follows from their throughput. On one GPU, autocast runs over the 16-bit weights as they are loaded;
     accelerate makes FP32 ones of them only under FSDP. The bitsandbytes plugin quantizes twice; without its own
-    preparation, PEFT's makes FP32 of what is not quantized. The fused kernels' loss keeps no second copy of the logits.
-    Checkpoints are those of transformers in 2024, re-entrant.
+    preparation, PEFT's makes FP32 of what is not quantized. The fused kernels' loss writes over the logits, Liger's
+    never has them. Checkpoints are those of transformers in 2024, re-entrant, and so is the loss, which shifts logits.
     """
     setting = words.notes_value(row.notes, "framework_config") or ""
-    draft.training["fused_cross_entropy"] = "foak" in setting or "liger" in setting
+    draft.training["fused_cross_entropy"] = "liger" in setting
+    draft.training["in_place_cross_entropy"] = "foak" in setting and "liger" not in setting
+    draft.training["transformers_version"] = "4.46"
     draft.training["use_reentrant"] = row.recompute == "full"
     if "bnb nf4" in row.peft:
         adapters = words.lora(row.peft) or {}

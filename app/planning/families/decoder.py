@@ -13,6 +13,7 @@ from app.planning.families.differential import differential_attention
 from app.planning.families.latent import latent_projections
 from app.planning.families.mixture import MixtureOfExperts, record_mixture
 from app.planning.ledger import Tape, Tensor, Weight
+from app.planning.losses import language_model_head
 from app.planning.modules import (
     Activation,
     Heads,
@@ -20,7 +21,6 @@ from app.planning.modules import (
     attention,
     embedding,
     feed_forward,
-    language_model_head,
     norm,
     position_embedding,
     rotary,
@@ -355,6 +355,9 @@ def projections(tape: Tape, x: Tensor, block: Block, heads: Heads) -> tuple[Tens
         key = query_key_norm(tape, "k_norm", key, layout, heads.key_value, heads.size)
     if layout.rotary:
         query, key = rotary(tape, query), rotary(tape, key)
+    if tape.kernels.one_qkv_buffer and not heads.grouped:
+        rest = tape.tensor(tape.tokens * (widths[1] + widths[2]), query.format, differentiable=False)
+        query = tape.record("view", (query,), query, saves=(rest,), passes=True)
     return query, key, value
 
 

@@ -16,13 +16,13 @@ from app.planning.families.family import Family, Reader, Shapes
 from app.planning.families.fields import LARGEST_LAYER_COUNT, Fields
 from app.planning.families.read import Defaults
 from app.planning.ledger import BATCH, Tape, Tensor, Weight
+from app.planning.losses import language_model_head
 from app.planning.modules import (
     Activation,
     Norm,
     activation,
     embedding,
     idle,
-    language_model_head,
     norm,
     position_embedding,
     rotary_table,

@@ -13,6 +13,7 @@ from typing import Literal
 from app.planning.families.decoder import HIDDEN, VOCABULARY
 from app.planning.families.family import Family, Reader
 from app.planning.ledger import SEQUENCE, Component, Linear, Tape, Tensor, Weight
+from app.planning.losses import language_model_head
 from app.planning.modules import (
     Activation,
     Heads,
@@ -23,7 +24,6 @@ from app.planning.modules import (
     embedding,
     feed_forward,
     idle,
-    language_model_head,
     norm,
     position_embedding,
     softmax,

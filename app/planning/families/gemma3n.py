@@ -15,7 +15,8 @@ from app.planning.families.per_layer_input import embed_per_layer, gate_per_laye
 from app.planning.families.read import Defaults, decoder_sizes, is_grouped
 from app.planning.families.shared_keys import SharedKeyAttention
 from app.planning.ledger import Tape, Tensor
-from app.planning.modules import Activation, embedding, feed_forward, language_model_head, norm, rotary_table
+from app.planning.losses import language_model_head
+from app.planning.modules import Activation, embedding, feed_forward, norm, rotary_table
 from app.planning.sizes import Size, named
 
 GEMMA3N_DEFAULTS = Defaults(262400, 2048, 35, 8, 32768, intermediate_size=16384, num_key_value_heads=2, head_dim=256)

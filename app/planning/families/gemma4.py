@@ -14,16 +14,8 @@ from app.planning.families.per_layer_input import embed_per_layer, gate_per_laye
 from app.planning.families.read import Defaults, decoder_sizes
 from app.planning.families.shared_keys import SharedKeyAttention
 from app.planning.ledger import Tape, Tensor
-from app.planning.modules import (
-    Activation,
-    Experts,
-    embedding,
-    feed_forward,
-    language_model_head,
-    mixture_of_experts,
-    norm,
-    rotary_table,
-)
+from app.planning.losses import language_model_head
+from app.planning.modules import Activation, Experts, embedding, feed_forward, mixture_of_experts, norm, rotary_table
 from app.planning.sizes import named
 
 GEMMA4_DEFAULTS = Defaults(262144, 2304, 30, 8, 131072, intermediate_size=9216, num_key_value_heads=4, head_dim=256)

@@ -10,17 +10,8 @@ from app.planning.families.family import Family, Shapes
 from app.planning.families.fields import Fields
 from app.planning.families.read import Defaults, decoder_sizes, is_grouped
 from app.planning.ledger import SEQUENCE, Tape, Tensor, Weight
-from app.planning.modules import (
-    Activation,
-    Heads,
-    attention,
-    embedding,
-    feed_forward,
-    language_model_head,
-    norm,
-    rotary,
-    rotary_table,
-)
+from app.planning.losses import language_model_head
+from app.planning.modules import Activation, Heads, attention, embedding, feed_forward, norm, rotary, rotary_table
 from app.planning.sizes import Size, named
 
 T5GEMMA_DEFAULTS = Defaults(256000, 2304, 26, 8, 8192, intermediate_size=9216, num_key_value_heads=4, head_dim=256)

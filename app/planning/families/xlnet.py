@@ -21,15 +21,8 @@ from app.planning.families.family import Shapes
 from app.planning.families.fields import Fields
 from app.planning.families.read import Defaults
 from app.planning.ledger import BATCH, Tape, Tensor, Weight
-from app.planning.modules import (
-    activation,
-    attention,
-    bare_matrix,
-    embedding,
-    language_model_head,
-    norm,
-    position_embedding,
-)
+from app.planning.losses import language_model_head
+from app.planning.modules import activation, attention, bare_matrix, embedding, norm, position_embedding
 from app.planning.sizes import named
 
 HEADS, HEAD_DIM = named("num_attention_heads"), named("head_dim")
