@@ -36,8 +36,9 @@ serve: setup ## the service on 127.0.0.1:8000 with its own database in .data; PO
 bench: setup ## how fast the main paths are on this machine
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-accuracy: setup ## estimates against all ground truth: docs/accuracy.md and what GET /v1/accuracy serves
-	$(BIN)/tonnage accuracy tests/ground_truth --page docs/accuracy.md --json app/accuracy/accuracy.json $(ARGS)
+accuracy: setup ## estimates against all ground truth: docs/accuracy.md, what GET /v1/accuracy serves, what is covered
+	$(BIN)/tonnage accuracy tests/ground_truth --page docs/accuracy.md --json app/accuracy/accuracy.json \
+		--covered app/planning/covered.py $(ARGS)
 
 lock: setup ## pin the dependencies of pyproject.toml again; ARGS=--upgrade takes the newest
 	@sh tools/lock.sh $(ARGS)

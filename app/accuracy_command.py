@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from app.accuracy import report, rows, scoring, table
+from app.accuracy import evidence, report, rows, scoring, table
 from app.accuracy.table import Accuracy, Line
+from app.planning.coverage import SHIPPED
 
 WIDTH = 160
 """Columns that the table needs; a narrower terminal wraps them."""
@@ -26,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("--rows", metavar="FILE", type=Path, help="write one JSON line for each row")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the table as JSON")
+    parser.add_argument(
+        "--covered",
+        metavar="FILE",
+        type=Path,
+        help="judge bounds by what this ground truth covers, not by what covers this version, and write it as Python",
+    )
     parser.add_argument("--page", metavar="FILE", type=Path, help="write the table as a page of documentation")
 
 
@@ -38,13 +45,17 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     for sentence in truth.warnings:
         print(f"tonnage accuracy: {sentence}", file=sys.stderr)
-    outcomes = scoring.score(truth)
-    accuracy = table.tabulate(outcomes)
+    found = scoring.score(truth)
+    covering = evidence.gather(found)
+    outcomes = scoring.judged(found, SHIPPED if arguments.covered is None else covering.evidence)
+    accuracy = table.tabulate(outcomes, covering)
     try:
         if arguments.rows is not None:
             arguments.rows.write_text("".join(f"{table.row_as_json(outcome)}\n" for outcome in outcomes), "utf-8")
         if arguments.json is not None:
             arguments.json.write_text(table.as_json(accuracy), "utf-8")
+        if arguments.covered is not None:
+            arguments.covered.write_text(evidence.as_module(covering.features), "utf-8")
         if arguments.page is not None:
             arguments.page.write_text(report.page(accuracy), "utf-8")
     except OSError as error:

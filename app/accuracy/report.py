@@ -1,9 +1,14 @@
 """The table as a page of documentation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
+from app.accuracy.evidence import Feature, Spread
 from app.accuracy.peers import PEERS
 from app.accuracy.table import Accuracy, Line, Score, Verdicts
+from app.planning.coverage import LEAST_HELD_OPEN_PERCENT, LEAST_HELD_PERCENT, LEAST_RUNS
+from app.planning.overheads import UNCOVERED_GPU_BYTES, UNCOVERED_MOVING_PERCENT, UNCOVERED_STATES_PERCENT
+from app.units import MIB
 
 _HOW = """# Accuracy
 
@@ -49,10 +54,31 @@ def page(accuracy: Accuracy) -> str:
         "\n".join(f"- {peer.name}: {peer.source}" for peer in PEERS),
         "## By source",
         _scores(accuracy.sources),
+        "## What is covered",
+        _COVERED,
+        _features(accuracy),
         "## Rows without an estimate",
         _table(("rows", "reason"), ((f"{count:,}", reason) for reason, count in accuracy.reasons)),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+_COVERED = f"""A request is taken apart into features: each field that decides which memory a step holds, with the
+framework whose code does it (DeepSpeed runs the model code of transformers). `runs` are published configurations, of
+sources graded A or B, with a reading of the peak; the error of a run is that of its reading that is most off.
+`judged` are the traced steps and the runs that are fully stated, or all runs where these are fewer than
+{LEAST_RUNS}; `bound held` are those of them whose readings are within the upper bound, were every feature covered.
+
+A feature is covered from {LEAST_RUNS} runs or traced steps on. Where a request has one that is not, or that this table
+lacks, its upper bound is wider by what such a feature decides about, and a warning says so: activations and temporary
+memory {UNCOVERED_MOVING_PERCENT} % more; weights, gradients and states {UNCOVERED_STATES_PERCENT} % more; for an
+optimizer another copy of the gradients; for a GPU {UNCOVERED_GPU_BYTES // MIB} MiB. Each counts once, however many
+features ask for it.
+
+Where the bound held for fewer than {LEAST_HELD_PERCENT} % of those judged ({LEAST_HELD_OPEN_PERCENT} % where these are
+not fully stated, since a miss may lie in what they leave open), it is wider by what it lacked for 95 of 100
+of them, in percent of the expected allocation: `bound wider by`. A run that the bound did not cover is put down to the
+one of its features that fares worst, and counts no more for its others."""
 
 
 def percent(error: float | None) -> str:
@@ -122,6 +148,37 @@ def _peers(accuracy: Accuracy) -> str:
             )
             for peer in accuracy.peers
         ),
+    )
+
+
+def _features(accuracy: Accuracy) -> str:
+    head = ("framework", "feature", "runs", "traced", "judged", "median", "bound held", "bound wider by")
+    lines = _table(head, (_feature_cells(line) for line in accuracy.features))
+    spread = ", ".join(f"{found * 100:.0f} % of {_DECIDED[change]}" for change, found in accuracy.spread.items())
+    return f"{lines}\n\nIn the median of their fully stated runs, 95 of 100 features lack at most {spread}."
+
+
+_DECIDED: Mapping[Spread, str] = MappingProxyType(
+    {
+        "activations": "activations and temporary memory where they decide about these",
+        "states": "weights, gradients and states where they decide about those",
+    }
+)
+
+
+def _feature_cells(line: Feature) -> tuple[str, ...]:
+    owner, _, field = line.feature.partition(": ")
+    wider = f"{line.short_percent} %" if line.short_percent else ""
+    wider = wider if line.evidence.is_covered else "not covered"
+    return (
+        owner,
+        field,
+        f"{line.runs:,}",
+        f"{line.traced:,}",
+        f"{line.judged:,}",
+        percent(line.median_error),
+        f"{line.held:,}",
+        wider,
     )
 
 

@@ -1,7 +1,7 @@
 """The estimator run against every row of ground truth."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.accuracy import measured, traced
@@ -10,7 +10,9 @@ from app.accuracy.rows import GroundTruth, MeasuredRow, TracedRow
 from app.accuracy.sources import RULES
 from app.errors import TonnageError
 from app.planning import memory
+from app.planning.coverage import Covered, doubts, features
 from app.planning.memory import MemoryEstimate, MemoryInputs
+from app.planning.recipe import resolve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +29,10 @@ class Outcome:
     """None for a metric that is not about memory."""
     measured_bytes: int | None = None
     predicted_bytes: int | None = None
+    gpus: int = 1
+    """GPUs over which the reading is a sum."""
     upper_bound_bytes: int | None = None
-    """Of the driver's reading."""
+    """Of the driver's reading, over as many GPUs."""
     error: float | None = None
     """Predicted over measured, minus one."""
     run: measured.Outcome = None
@@ -46,7 +50,8 @@ class Outcome:
 class Estimator:
     """`memory.estimate`, asked once for each different job."""
 
-    def __init__(self) -> None:
+    def __init__(self, covered: Covered | None) -> None:
+        self._covered = covered
         self._answers: dict[Any, MemoryEstimate | str] = {}
 
     def answer(self, inputs: MemoryInputs) -> MemoryEstimate:
@@ -62,7 +67,7 @@ class Estimator:
         )
         if key not in self._answers:
             try:
-                self._answers[key] = memory.estimate(inputs)
+                self._answers[key] = memory.estimate(replace(inputs, covered=self._covered))
             except TonnageError as error:
                 self._answers[key] = error.detail
         found = self._answers[key]
@@ -72,11 +77,36 @@ class Estimator:
 
 
 def score(truth: GroundTruth) -> list[Outcome]:
-    """One outcome for each row, in the order read."""
-    estimator = Estimator()
+    """One outcome for each row, in the order read, with the upper bound of a request whose every feature is covered."""
+    estimator = Estimator(None)
     siblings = _siblings(truth.measured)
     outcomes = [_measured(row, siblings[row.file, row.config_id], estimator) for row in truth.measured]
     return outcomes + [_traced(row, estimator) for row in truth.traced]
+
+
+def judged(outcomes: Iterable[Outcome], covered: Covered) -> list[Outcome]:
+    """The same outcomes with the upper bound that an answer has where `covered` is what runs and traced steps cover."""
+    estimator = Estimator(covered)
+    return [_judged(outcome, covered, estimator) for outcome in outcomes]
+
+
+def _judged(outcome: Outcome, covered: Covered, estimator: Estimator) -> Outcome:
+    inputs = outcome.inputs
+    if inputs is None or outcome.estimate is None:
+        return outcome
+    found = doubts(features_of(inputs), covered, inputs.architecture.family.model_type)
+    if not found.uncovered and not found.short:
+        return outcome
+    estimate = estimator.answer(inputs)
+    bound = estimate.per_gpu.upper_bound_bytes * outcome.gpus
+    fits = None if outcome.fits_upper_bound is None else estimate.fits
+    return replace(outcome, estimate=estimate, upper_bound_bytes=bound, fits_upper_bound=fits)
+
+
+def features_of(inputs: MemoryInputs) -> list[str]:
+    """The features of a request that can be answered."""
+    training, layout, architecture, gpu = inputs.training, inputs.parallelism, inputs.architecture, inputs.gpu
+    return features(training, layout, architecture, resolve(training, layout, architecture, gpu), gpu)
 
 
 def _siblings(rows: Iterable[MeasuredRow]) -> Mapping[tuple[str, str], Mapping[str, float]]:
@@ -139,7 +169,11 @@ def _answers(job: Job, measured_bytes: int | None, row: MeasuredRow, estimate: M
 
 
 def _compared(estimate: MemoryEstimate, reading: Reading, measured_bytes: int | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"estimate": estimate, "upper_bound_bytes": estimate.per_gpu.upper_bound_bytes}
+    found: dict[str, Any] = {
+        "estimate": estimate,
+        "gpus": reading.gpus,
+        "upper_bound_bytes": estimate.per_gpu.upper_bound_bytes * reading.gpus,
+    }
     predicted = predicted_bytes(estimate, reading)
     if predicted is not None:
         found["predicted_bytes"] = predicted

@@ -1,7 +1,6 @@
 """Scores: how far predictions are off, how often verdicts are right, by source and overall, beside the peers."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median
@@ -10,45 +9,12 @@ from typing import Any, Literal
 
 from app import __version__
 from app.accuracy import peers
+from app.accuracy.evidence import Covering, Feature, Spread
+from app.accuracy.grades import grade_of, percentile
 from app.accuracy.jobs import Kind
 from app.accuracy.scoring import Outcome
 
 KINDS: tuple[Kind, ...] = ("traced", "allocated", "between steps", "reserved", "nvidia-smi", "unspecified", "pieces")
-
-GRADES = {
-    "nanotron_ultrascale_playbook": "A",
-    "fms_acceleration": "A",
-    "megatron_lm_golden_values": "A",
-    "mosaicml_llm_foundry": "A",
-    "torchtitan": "A",
-    "liger_kernel_op_memory": "A",
-    "mlperf_training_results": "A",
-    "unsloth_trl_notebooks": "A",
-    "huggingface_peft": "A",
-    "simumax_b200_real": "A",
-    "megatron_bridge_measured_memory": "A",
-    "train_memory": "A",
-    "nvidia_dgxc_benchmarking": "B",
-    "nvidia_megatron_bridge_nemo_perf": "B",
-    "bigscience_bloom_chronicles": "B",
-    "ms_swift_example_scripts": "B",
-    "internlm_internevo_xtuner": "B",
-    "qwen_readme_finetune": "B",
-    "flagperf": "B",
-    "google_gpu_recipes": "B",
-    "torchtune": "B",
-    "torchao": "B",
-    "hf_docs_blogs": "B",
-    "papers_megatron": "B",
-    "colossalai": "B",
-    "libai": "B",
-    "nvidia_jax_toolbox": "B",
-    "arctic_alst": "B",
-}
-"""Trust of each source by file name, as the README of the measurements grades it, without its sign: A for
-machine-written logs with the full configuration, B for maintainers' tables. Every other file is C.
-"""
-
 
 Rows = Literal["all", "A and B, fully stated"]
 Failures = Literal["out of memory", "out of memory or another crash"]
@@ -132,10 +98,16 @@ class Accuracy:
     peers: tuple[PeerScore, ...]
     reasons: tuple[tuple[str, int], ...]
     """Why rows have no prediction, and how many."""
+    features: tuple[Feature, ...]
+    """What of a request these rows cover, feature by feature."""
+    spread: Mapping[Spread, float]
+    """How far 95 of 100 features are off at most, in the median of their runs: a part of activations and temporary
+    memory, or of weights, gradients and states, as the feature decides about one or the other.
+    """
 
 
-def tabulate(outcomes: Sequence[Outcome]) -> Accuracy:
-    """The table over these outcomes."""
+def tabulate(outcomes: Sequence[Outcome], covering: Covering) -> Accuracy:
+    """The table over these outcomes, and what they cover."""
     memory = [outcome for outcome in outcomes if outcome.kind is not None]
     overall = []
     for kind in KINDS:
@@ -165,12 +137,9 @@ def tabulate(outcomes: Sequence[Outcome]) -> Accuracy:
         verdicts=tuple(verdicts(memory, rows, failures) for rows in _ROWS for failures in _FAILURES),
         peers=tuple(_peers(memory)),
         reasons=tuple(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        features=covering.features,
+        spread=covering.spread,
     )
-
-
-def grade_of(source: str) -> str:
-    """The trust grade of a file."""
-    return GRADES.get(source.rpartition(".")[0], "C")
 
 
 def score(outcomes: Iterable[Outcome]) -> Score:
@@ -189,12 +158,6 @@ def score(outcomes: Iterable[Outcome]) -> Score:
         worst=None if worst is None else worst.id,
         worst_error=None if worst is None else worst.error,
     )
-
-
-def percentile(values: Iterable[float], percent: int) -> float:
-    """The smallest value that `percent` of 100 values do not exceed."""
-    ranked = sorted(values)
-    return ranked[max(0, math.ceil(len(ranked) * percent / 100) - 1)]
 
 
 _ROWS: tuple[Rows, ...] = ("all", "A and B, fully stated")

@@ -4,12 +4,13 @@
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from app import __version__
 from app.errors import ImpossibleLayout
-from app.planning import overheads, rule_of_thumb, states
+from app.planning import coverage, overheads, rule_of_thumb, states
 from app.planning.architecture import Architecture
+from app.planning.coverage import SHIPPED, Covered, Doubts
 from app.planning.ledger import is_tensor_split, per_rank, shard
 from app.planning.lora import adapters
 from app.planning.passing import DEEPSPEED_BUCKET_ELEMENTS
@@ -37,6 +38,8 @@ class MemoryInputs:
     estimator: Estimator
     gpus_per_node: int | None = None
     """Ranks that share one node's host memory; None when the request does not say."""
+    covered: Covered | None = field(default_factory=lambda: SHIPPED, repr=False)
+    """What runs and traced steps cover, which decides how far the upper bound reaches; None to take all for covered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,9 @@ class ModelSummary:
 
 @dataclass(frozen=True, slots=True)
 class PerGpu:
-    """Bytes of the heaviest GPU by group. `total_bytes` is the expected driver reading at the peak."""
+    """Bytes of the heaviest GPU by group. `total_bytes` is the expected driver reading at the peak, `upper_bound_bytes`
+    the highest that is to be expected: calibrated on published runs, wider where none covers a feature of the request.
+    """
 
     weights_bytes: int
     gradients_bytes: int
@@ -178,10 +183,11 @@ def _detailed(inputs: MemoryInputs) -> MemoryEstimate:
     common = layout_sizes(inputs, recipe)
     found = list(_stage_peaks(inputs, recipe, common))
     heaviest = max(found, key=lambda stage: stage.total_bytes)
-    bound = _upper_bound(inputs, recipe, heaviest)
+    doubts = _doubts(inputs, recipe)
+    bound = _upper_bound(inputs, recipe, heaviest, doubts)
     for rules in _unstated(recipe.rules):
         other = replace(recipe, rules=rules)
-        bound = max(bound, *(_upper_bound(inputs, other, peak) for peak in _stage_peaks(inputs, other, common)))
+        bound = max(bound, *(_upper_bound(inputs, other, peak, doubts) for peak in _stage_peaks(inputs, other, common)))
     return _answer(
         inputs,
         _Details(heaviest.components(), _phase_peaks(heaviest), heaviest.sizes, heaviest.host()),
@@ -196,7 +202,7 @@ def _detailed(inputs: MemoryInputs) -> MemoryEstimate:
         warnings=(
             *inputs.architecture.warnings,
             *recipe.warnings,
-            *_family_warnings(inputs.architecture),
+            *coverage.warnings(doubts),
             *_hardware_warnings(inputs),
         ),
     )
@@ -211,20 +217,23 @@ def _unstated(rules: Rules) -> tuple[Rules, ...]:
     return ()
 
 
-def _upper_bound(inputs: MemoryInputs, recipe: Recipe, peak: StagePeak) -> int:
+def _doubts(inputs: MemoryInputs, recipe: Recipe) -> Doubts:
+    training, layout, architecture = inputs.training, inputs.parallelism, inputs.architecture
+    covered = inputs.covered
+    found = [] if covered is None else coverage.features(training, layout, architecture, recipe, inputs.gpu)
+    return coverage.doubts(found, covered or {}, architecture.family.model_type)
+
+
+def _upper_bound(inputs: MemoryInputs, recipe: Recipe, peak: StagePeak, doubts: Doubts) -> int:
     outside = ("cuda_context", "cublas_workspace", "nccl_communicators")
-    return max(
-        peak.total_bytes,
-        overheads.upper_bound_bytes(
-            allocated_bytes=peak.sizes["allocated_bytes"],
-            moving_bytes=peak.moment.moving.evaluate(peak.sizes),
-            outside_bytes=sum(peak.outside_bytes.get(name, 0) for name in outside),
-            framework=recipe.rules.framework,
-            fully_sharded=recipe.rules.fully_sharded,
-            communicators=inputs.parallelism.groups,
-            model_type=inputs.architecture.family.model_type,
-        ),
+    validated = overheads.upper_bound_bytes(
+        allocated_bytes=peak.sizes["allocated_bytes"],
+        outside_bytes=sum(peak.outside_bytes.get(name, 0) for name in outside),
+        framework=recipe.rules.framework,
+        fully_sharded=recipe.rules.fully_sharded,
+        communicators=inputs.parallelism.groups,
     )
+    return max(peak.total_bytes, validated) + coverage.allowance_bytes(doubts, peak)
 
 
 def _stage_peaks(inputs: MemoryInputs, recipe: Recipe, common: Mapping[str, int]) -> Iterator[StagePeak]:
@@ -302,17 +311,6 @@ def _hardware_assumptions(inputs: MemoryInputs) -> tuple[str, ...]:
     elif inputs.gpus is None:
         lines.append(f"hardware: as many GPUs as the layout needs ({inputs.parallelism.ranks})")
     return tuple(lines)
-
-
-def _family_warnings(architecture: Architecture) -> tuple[str, ...]:
-    model_type = architecture.family.model_type
-    if model_type in overheads.VERIFIED_FAMILIES:
-        return ()
-    warning = (
-        f"activations of {model_type} models are not verified by traced training steps: weights, gradients and "
-        "states are exact, the rest may be half of what is needed, which the upper bound allows for"
-    )
-    return (warning,)
 
 
 def _hardware_warnings(inputs: MemoryInputs) -> tuple[str, ...]:

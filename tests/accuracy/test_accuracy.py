@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from app.accuracy import rows, scoring, shipped, table
-from app.accuracy.rows import COLUMNS, GroundTruth
+from app.accuracy import evidence, rows, scoring, shipped, table
+from app.accuracy.rows import COLUMNS
 from app.cli import main
+from app.planning.coverage import SHIPPED, Evidence
 
 TRUTH = Path(__file__).parent.parent / "ground_truth"
 LLAMA = {
@@ -129,19 +130,56 @@ def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: p
     assert "tonnage accuracy: cannot write" in capsys.readouterr().err
 
 
-def test_the_shipped_table_is_in_step_with_the_code() -> None:
-    truth = rows.read(TRUTH)
-    some = GroundTruth(
-        tuple(row for row in truth.measured if row.source_family in ("simumax_b200", "torchtune")), truth.traced, ()
-    )
+def test_the_shipped_table_and_what_it_covers_are_in_step_with_the_code() -> None:
+    found = scoring.score(rows.read(TRUTH))
 
-    lines = table.tabulate(scoring.score(some)).sources
+    covering = evidence.gather(found)
+    lines = table.tabulate(found, covering).sources
 
+    assert covering.evidence == dict(SHIPPED)
     known = {(line.source, line.kind): line for line in shipped.load().sources}
     for line in lines:
-        found, made = known[line.source, line.kind].score, line.score
-        assert (found.rows, found.expressed, found.worst) == (made.rows, made.expressed, made.worst)
-        assert found.median_error == pytest.approx(made.median_error, abs=1e-4)
+        there, made = known[line.source, line.kind].score, line.score
+        assert (there.rows, there.expressed, there.worst) == (made.rows, made.expressed, made.worst)
+        assert there.median_error == pytest.approx(made.median_error, abs=1e-4)
+
+
+def test_what_a_folder_covers_is_counted_and_judges_its_own_bounds(tmp_path: Path) -> None:
+    """Nine runs of nanotron, five of them with far more than the bound: whatever fails is put down to one feature."""
+    runs = []
+    for number in range(9):
+        is_split, value = number >= 4, "79" if number >= 4 else "36.67"
+        split = {"tp": "2", "dp": "4", "sp": "true", "value": value} if is_split else {}
+        runs.append({**LLAMA, **split, "id": f"X-{number}", "config_id": str(number)})
+    (tmp_path / "truth").mkdir()
+    folder, module = write(tmp_path / "truth", runs, [STEP, {**STEP, "batch": 2}]), tmp_path / "covered.py"
+    (folder / "runs.csv").rename(folder / "nanotron_ultrascale_playbook.csv")
+    lines = tmp_path / "rows.jsonl"
+
+    assert main(["accuracy", str(folder), "--covered", str(module), "--rows", str(lines)]) == 0
+
+    written: dict[str, Any] = {}
+    exec(module.read_text(), written)  # noqa: S102 - the module that this run has written
+    covered = {feature: Evidence(*counts) for feature, counts in written["COVERED"].items()}
+    assert covered["nanotron: optimizer adamw"][:4] == (9, 0, 9, 4)
+    assert covered["transformers: attention sdpa"] == (0, 2, 2, 2, 0)
+    assert not covered["transformers: attention sdpa"].is_covered
+    (short,) = [feature for feature, found in covered.items() if found.short_percent]
+    assert short in ("nanotron: sequence_parallel", "nanotron: tensor_parallel_size")
+    assert covered[short][:4] == (5, 0, 5, 0)
+    judged = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert all(row["upper_bound_bytes"] >= row["measured_bytes"] for row in judged)
+
+
+def test_a_reading_over_several_gpus_is_compared_with_as_many_bounds(tmp_path: Path) -> None:
+    one = {**LLAMA, "source_family": "qwen_readme"}
+    folder = write(tmp_path, [one, {**one, "id": "X-2", "config_id": "Y", "measured_metric": "total_mem_all_gpus"}], [])
+
+    single, total = scoring.score(rows.read(folder))
+
+    assert single.upper_bound_bytes is not None
+    assert (single.gpus, total.gpus) == (1, 8)
+    assert total.upper_bound_bytes == single.upper_bound_bytes * total.gpus
 
 
 LIMITS = {
