@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from app import catalog
-from app.planning import overheads, peaks, rule_of_thumb, sources, states
+from app.planning import coverage, overheads, peaks, rule_of_thumb, sources, states
 from app.planning.architecture import Architecture
 from app.planning.families import FAMILIES
 from app.planning.ledger import Segment
@@ -211,10 +211,34 @@ def _upper_bound() -> str:
         f"`upper_bound_bytes` is the larger of `total_bytes` and: the expected allocation with the percentage of the "
         f"right column, {overheads.UPPER_SHARDED_PERCENT} % more of it where FSDP gathers weights; the terms above; "
         f"{overheads.UPPER_FIXED_BYTES // MIB} MiB for kernels loaded on the way, and "
-        f"{overheads.UPPER_COMMUNICATOR_BYTES // MIB} MiB for each communicator. A family whose activations no traced "
-        f"step verifies gets activations and temporary memory once more; nanotron with sequence parallelism the larger "
-        f"of the bounds with and without `tp_recompute_allgather`. How far readings of real runs lie from both figures "
-        f"is in [accuracy.md](accuracy.md)."
+        f"{overheads.UPPER_COMMUNICATOR_BYTES // MIB} MiB for each communicator. Under nanotron with sequence "
+        f"parallelism it is the larger of the bounds with and without `tp_recompute_allgather`. How far readings of "
+        f"real runs lie from both figures is in [accuracy.md](accuracy.md).\n\n"
+        f"That is calibrated on published runs, and holds where such runs were. `coverage.py` takes a request apart "
+        f"into features, the fields that decide which memory a step holds, and [accuracy.md](accuracy.md) has for each "
+        f"the runs and traced steps that hold it. Where a request has features that fewer than {coverage.LEAST_RUNS} "
+        f"of them hold, a warning names them and the bound is wider, once for each line that applies:\n\n"
+        f"{_uncovered()}\n\n"
+        f"A family whose activations no traced step verifies counts as the first line. Where the bound held for fewer "
+        f"than {coverage.LEAST_HELD_PERCENT} % of the runs with a feature, it is wider by the percentage of the "
+        f"expected allocation that the table in accuracy.md gives, and a warning says so."
+    )
+
+
+def _uncovered() -> str:
+    """What each kind of feature widens the bound by."""
+    allowed: Mapping[coverage.Change, str] = {
+        "activations": f"{overheads.UNCOVERED_MOVING_PERCENT} % of activations and temporary memory",
+        "states": f"{overheads.UNCOVERED_STATES_PERCENT} % of weights, gradients and states, at least of gradients",
+        "step": "the gradients once more",
+        "gpu": f"{overheads.UNCOVERED_GPU_BYTES // MIB} MiB",
+    }
+    return _table(
+        ("features", "the bound allows for, beyond that"),
+        (
+            (", ".join(f"`{field}`" for field, its in coverage.CHANGES.items() if its == change), allowance)
+            for change, allowance in allowed.items()
+        ),
     )
 
 

@@ -14,7 +14,8 @@ router = v1_router("estimates")
 @shown_with()
 def get_accuracy(catalog: CatalogDep, _: Viewer) -> Accuracy:  # noqa: ARG001 - every example is made with the catalogue
     """Estimates against published measurements and traced training steps, by source and by what was read; verdicts on
-    runs that finished and runs that failed; and what other estimators say about the same jobs.
+    runs that finished and runs that failed; what other estimators say about the same jobs; and under `features` which
+    fields and values of a request these runs and steps cover.
 
     Errors are predicted ÷ measured − 1, as fractions. `tonnage accuracy FOLDER` computes the same for any measurements.
     """

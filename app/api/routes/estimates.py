@@ -27,10 +27,11 @@ def estimate_memory(
     """What each GPU of a training job holds at its peak: component by component, each with its formula and source.
 
     `per_gpu` and `components` are the heaviest GPU's. Its `total_bytes` is the expected reading of nvidia-smi; `fits`
-    is judged by `upper_bound_bytes`. `pipeline_stages` has every stage's peak as nvidia-smi,
-    `torch.cuda.max_memory_reserved` and `max_memory_allocated` count it, and `memory_allocated` between steps. `host`
-    is what offloading and paged optimizers keep in host memory. Every formula gives its bytes when evaluated with the
-    answer's `sizes`.
+    is judged by `upper_bound_bytes`, which is calibrated on published runs: where the request has features that no run
+    or traced step covers, it is wider and `warnings` names them. `pipeline_stages` has every stage's peak as
+    nvidia-smi, `torch.cuda.max_memory_reserved` and `max_memory_allocated` count it, and `memory_allocated` between
+    steps. `host` is what offloading and paged optimizers keep in host memory. Every formula gives its bytes when
+    evaluated with the answer's `sizes`.
     """
     found = find_in_hub(request.model, catalog, hub)
     return memory.estimate(resolve_memory(request, catalog, found))
