@@ -287,7 +287,7 @@ def warnings(found: Doubts) -> tuple[str, ...]:
         for change, names in found.uncovered.items()
     ]
     lines += [
-        f"published runs with {_words((feature,))} took more than expected: the usual upper bound covers "
+        f"published runs of {_words((feature,))} took more than expected: the usual upper bound covers "
         f"{its.held} of {its.judged}; here it is wider by {its.short_percent} % of the expected allocation"
         for feature, its in found.short
     ]
