@@ -26,7 +26,7 @@ How to read it:
   allocated after a step; `reserved` is `max_memory_reserved`; `nvidia-smi` the driver's reading, compared with
   `total_bytes`; `unspecified` is a figure whose counter the source does not name.
 - `estimated` rows are those that a request can express; the others are listed with the reason at the end.
-- `within bound` counts readings that are at most `upper_bound_bytes`.
+- `within bound` counts readings that are at most `upper_bound_bytes`, of as many GPUs as the reading is a sum over.
 - "A and B, fully stated" are the sources with machine-written logs or maintainers' tables, and of these the rows that
   leave nothing decisive open. Rows that cannot be estimated count as rows there too.
 """
@@ -78,7 +78,8 @@ features ask for it.
 Where the bound held for fewer than {LEAST_HELD_PERCENT} % of those judged ({LEAST_HELD_OPEN_PERCENT} % where these are
 not fully stated, since a miss may lie in what they leave open), it is wider by what it lacked for 95 of 100
 of them, in percent of the expected allocation: `bound wider by`. A run that the bound did not cover is put down to the
-one of its features that fares worst, and counts no more for its others."""
+one of its features that fares worst, and counts no more for its others. These widths are taken from the same rows that
+`within bound` counts above: there they show how well the bound fits, not how well it foretells."""
 
 
 def percent(error: float | None) -> str:
