@@ -5,8 +5,8 @@ framework whose code does it. Published runs and traced steps are taken apart th
 that `app.planning.covered` knows how many of them hold each feature and how well the bound held there.
 
 Not a feature is what is mere arithmetic (sizes, `layers_per_stage`), what the caller allows for himself
-(`expert_load_percent`) and what only sets a counted buffer (`deterministic`, `reduce_bucket_size`). Adam is AdamW: both
-keep the same and run the same kernels.
+(`expert_load_percent`) and what only sets a counted buffer (`deterministic`, `reduce_bucket_size`), nor Liger's norms
+and products, which have traced steps of their own. Adam is AdamW: both keep the same and run the same kernels.
 """
 
 from collections.abc import Iterable, Mapping
@@ -39,6 +39,7 @@ CHANGES: Mapping[str, Change] = MappingProxyType(
         "family": "activations",
         "frozen_layers": "activations",
         "fused_cross_entropy": "activations",
+        "in_place_cross_entropy": "activations",
         "lora.adapter_format": "activations",
         "lora.base_format": "activations",
         "lora.modules_to_save": "activations",
@@ -54,6 +55,7 @@ CHANGES: Mapping[str, Change] = MappingProxyType(
         "recompute_modules": "activations",
         "sequence_parallel": "activations",
         "tensor_parallel_size": "activations",
+        "transformers_version": "activations",
         "use_reentrant": "activations",
         "optimizer": "step",
         "optimizer_implementation": "step",
@@ -185,7 +187,9 @@ def features(
         (training.cuda_graphs, engine, "cuda_graphs"),
         (training.frozen_layers > 0, code, "frozen_layers"),
         (training.compile, code, "compile"),
-        (training.fused_cross_entropy, code, "fused_cross_entropy"),
+        (kernels.fused_cross_entropy, code, "fused_cross_entropy"),
+        (kernels.in_place_loss, code, "in_place_cross_entropy"),
+        (kernels.shifted_loss != "never", code, "transformers_version before 4.49"),
     ):
         if holds:
             found.append(owner + field)

@@ -73,7 +73,7 @@ UNCOVERED_MOVING_PERCENT = 110
 not verified: 95 of 100 features that are covered were off by no more in the median of their runs (docs/accuracy.md).
 """
 
-UNCOVERED_STATES_PERCENT = 50
+UNCOVERED_STATES_PERCENT = 25
 """Of weights, gradients and states, where a feature that decides what a rank keeps of them is not covered: taken from
 the covered ones in the same way. An optimizer or implementation that is not covered gets a copy of the gradients
 instead, since its states are exact (they are compared with the real classes) and only its scratch is not.
