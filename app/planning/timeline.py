@@ -207,7 +207,9 @@ def new_gradients(segment: Segment, allocated: AbstractSet[Weight], *, experts_o
     """Elements of weight gradients that one repeat of a segment allocates, beside those `allocated` before: of all its
     weights, or of routed experts only.
     """
-    weights = {weight for operation in segment.operations for weight in (*operation.weights, *operation.tied)}
+    weights = dict.fromkeys(
+        weight for operation in segment.operations for weight in (*operation.weights, *operation.tied)
+    )
     return total(
         weight.elements
         for weight in weights
