@@ -1,5 +1,8 @@
 """What must hold for every estimate, whatever the numbers are."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -366,3 +369,30 @@ def test_offloaded_weights_of_every_format_are_on_the_host() -> None:
     answer = ask(LLAMA_8B, Training(method="qlora", recompute="full"), layout)
     assert {"weights", "weights.in_fp32", "weights.in_nf4"} <= {part.name for part in answer.host.components}
     assert answer.per_gpu.weights_bytes == 0
+
+
+def test_formulas_read_alike_in_every_process() -> None:
+    """Python orders the names of a set anew in each process; an answer does not show it."""
+    asked = (
+        "from app import catalog\n"
+        "from app.planning.memory import MemoryInputs, estimate\n"
+        "from app.planning.specs import Parallelism, Training\n"
+        "model = catalog.load().model('meta-llama/Llama-3.1-8B').architecture\n"
+        "layout = Parallelism(tensor_parallel_size=2, sequence_parallel=True)\n"
+        "for micro_batch_size in (1, 64):\n"
+        "    training = Training(framework='nanotron', micro_batch_size=micro_batch_size)\n"
+        "    answer = estimate(MemoryInputs(model, training, layout, None, None, 'detailed'))\n"
+        "    print(*(component.formula for component in answer.components), sep='\\n')\n"
+    )
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", asked],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(answers) == 1
+    assert "hidden_size" in answers.pop()
