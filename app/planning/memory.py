@@ -14,7 +14,7 @@ from app.planning.coverage import SHIPPED, Covered, Doubts
 from app.planning.ledger import is_tensor_split, per_rank, shard
 from app.planning.lora import adapters
 from app.planning.passing import DEEPSPEED_BUCKET_ELEMENTS
-from app.planning.peaks import StagePeak, segments_of, stage_peak
+from app.planning.peaks import StagePeak, segments_of, stage_peaks
 from app.planning.pipeline import Stage, layer_counts, stages
 from app.planning.recipe import Recipe, Rules, resolve
 from app.planning.sizes import ceil_div_numbers
@@ -244,10 +244,8 @@ def _stage_peaks(inputs: MemoryInputs, recipe: Recipe, common: Mapping[str, int]
         deterministic=inputs.training.deterministic,
         experts="num_experts" in inputs.architecture.sizes,
     )
-    for stage in _stages(inputs, recipe, common):
-        segments = segments_of(recipe, inputs.architecture, stage)
-        sizes = {**common, **(stage.sizes if stage is not None else {})}
-        yield stage_peak(recipe.rules, segments, sizes, outside=outside, gpu=inputs.gpu)
+    pipeline = _stages(inputs, recipe, common)
+    return stage_peaks(recipe, inputs.architecture, pipeline, common, outside=outside, gpu=inputs.gpu)
 
 
 def _stages(inputs: MemoryInputs, recipe: Recipe, sizes: Mapping[str, int]) -> tuple[Stage | None, ...]:
@@ -298,7 +296,7 @@ def layout_sizes(inputs: MemoryInputs, recipe: Recipe) -> dict[str, int]:
 
 def _phase_peaks(stage: StagePeak) -> tuple[PhasePeak, ...]:
     peaks: dict[str, PhasePeak] = {}
-    for allocated_bytes, moment in stage.weighed:
+    for allocated_bytes, moment in stage.weighed():
         if moment.phase not in peaks or allocated_bytes > peaks[moment.phase].allocated_bytes:
             peaks[moment.phase] = PhasePeak(moment.phase, moment.label, allocated_bytes)
     return tuple(peaks.values())

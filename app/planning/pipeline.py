@@ -9,7 +9,7 @@ memory (Qi et al. 2023 and 2024), DualPipe runs two directions on every rank (De
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from app.planning.ledger import BlockRecompute, Operation, Segment, Weight
 from app.planning.sizes import Size, ceil_div_numbers, named
@@ -55,20 +55,20 @@ class Part:
     waiting: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stage:
     """What one rank of the pipeline has, in the order of the forward pass."""
 
     index: int
     parts: tuple[Part, ...]
 
-    @property
+    @cached_property
     def structure(self) -> tuple[tuple[int, BlockRecompute, bool, bool], ...]:
         """What of it decides which formulas hold: the kinds of its parts, and not how many layers they have."""
         return tuple((part.segment, part.recompute, part.frozen, part.waiting > 0) for part in self.parts)
 
-    @property
-    def sizes(self) -> dict[str, int]:
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
         """The counts that the formulas of `arrange` name."""
         sizes: dict[str, int] = {}
         for number, part in enumerate(self.parts):
@@ -76,6 +76,7 @@ class Stage:
         return sizes
 
 
+@lru_cache(maxsize=512)
 def stages(split: Split, repeats: tuple[int, ...], blocks: tuple[bool, ...]) -> tuple[Stage, ...]:
     """Every rank of the pipeline. `repeats` counts each segment of the ledger, `blocks` says which are layers."""
     chunks = _chunks(split, repeats, blocks)

@@ -8,6 +8,7 @@ bytes and floating-point operations are all Sizes.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, reduce
+from itertools import accumulate, pairwise
 from math import gcd
 from types import CodeType
 from typing import Any, TypeAlias
@@ -60,10 +61,11 @@ class Size:
     Each term maps a sorted tuple of factors to its coefficient; a factor is a name or a call such as `ceil_div(a, b)`.
     """
 
-    __slots__ = ("_code", "_terms", "_text")
+    __slots__ = ("_code", "_hash", "_terms", "_text")
 
     def __init__(self, terms: Mapping[tuple[str, ...], int]) -> None:
         self._terms = {factors: coefficient for factors, coefficient in terms.items() if coefficient}
+        self._hash: int | None = None
         self._text: str | None = None
         self._code: CodeType | None = None
 
@@ -81,7 +83,10 @@ class Size:
     __radd__ = __add__
 
     def __sub__(self, other: "int | Size") -> "Size":
-        return self + Size.of(other) * -1
+        terms = dict(self._terms)
+        for factors, coefficient in Size.of(other)._terms.items():
+            terms[factors] = terms.get(factors, 0) - coefficient
+        return Size(terms)
 
     def __mul__(self, other: "int | Size") -> "Size":
         terms: dict[tuple[str, ...], int] = {}
@@ -97,7 +102,9 @@ class Size:
         return isinstance(other, Size) and self._terms == other._terms
 
     def __hash__(self) -> int:
-        return hash(frozenset(self._terms.items()))
+        if self._hash is None:
+            self._hash = hash(frozenset(self._terms.items()))
+        return self._hash
 
     def __bool__(self) -> bool:
         return bool(self._terms)
@@ -139,6 +146,28 @@ class Size:
         if self._code is None:
             self._code = _compiled(_summed(self._terms))
         return eval(self._code, _FUNCTIONS, sizes)  # noqa: S307 - compiled from our own terms
+
+
+class Series:
+    """Sizes that are evaluated together: each as what differs from the one before, and products of names only once.
+    Cheap where neighbours are alike, as the moments of a step are.
+    """
+
+    __slots__ = ("_code", "names")
+
+    def __init__(self, amounts: Iterable[Size]) -> None:
+        steps = [after - before for before, after in pairwise((Size({}), *amounts))]
+        products = dict.fromkeys(factors for step in steps for factors in step._terms)
+        places = {factors: f"product_{place}" for place, factors in enumerate(products)}
+        sums = [_summed({(places[factors],): times for factors, times in step._terms.items()}) for step in steps]
+        values = ["*".join(factors) or "1" for factors in products]
+        self.names = Size(dict.fromkeys(products, 1)).names
+        """The names that they are made of."""
+        self._code = _compiled(f"(lambda {', '.join(places.values())}: [{', '.join(sums)}])({', '.join(values)})")
+
+    def evaluate(self, sizes: Sizes) -> list[Any]:
+        """The number of each, as `Size.evaluate` gives it."""
+        return list(accumulate(eval(self._code, _FUNCTIONS, sizes)))  # noqa: S307 - compiled from our own terms
 
 
 def named(name: str) -> Size:

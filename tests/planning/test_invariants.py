@@ -1,6 +1,7 @@
 """What must hold for every split of every kind of model, found by drawing requests at random."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,24 @@ def activations_after_forward(request: tuple[Architecture, Training, Parallelism
         (end,) = [moment for moment in moments(segments) if moment.label == "end of forward"]
         kept.append(sum(amount.evaluate(sizes) for amount in (*end.saved.values(), end.weight_casts)))
     return kept
+
+
+@given(requests(), st.lists(st.integers(0, LAYERS), min_size=3, max_size=3).map(sorted))
+@settings(max_examples=30)
+def test_each_stage_holds_its_largest_moment(request: Request, cuts: list[int]) -> None:
+    """Stages are priced together, spread evenly or not: each is what its own moments say one by one."""
+    name, training, layout = request
+    if layout.pipeline_parallel_size == len(cuts) + 1 and name != "t5":
+        spread = tuple(end - start for start, end in pairwise((0, *cuts, LAYERS)))
+        layout = layout.model_copy(update={"layers_per_stage": spread})
+    answer = answered((name, training, layout))
+    workspaces = sum(component.bytes for component in answer.components if component.name == "cublas_workspace")
+    of_stages = stages_of((MODELS[name], training, layout))
+    for stage, (recipe, segments, sizes) in zip(answer.pipeline_stages, of_stages, strict=True):
+        highest = max(moment.allocated.evaluate(sizes) for moment in step_moments(recipe.rules, segments))
+        between_steps = sum(term.bytes.evaluate(sizes) for term in states.between_steps(recipe.rules, segments))
+        assert stage.allocated_bytes == highest + workspaces
+        assert stage.between_steps_bytes == between_steps + workspaces
 
 
 @given(requests())

@@ -1,10 +1,12 @@
 """Polynomials over named sizes: what they print is what they evaluate."""
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.planning.sizes import Size, ceil_div, evaluate, largest, named, reaches, smallest, total
+from app.planning.sizes import Series, Size, ceil_div, evaluate, largest, named, reaches, smallest, total
 
 NAMES = ("a", "b", "c")
 leaves = st.integers(-9, 9).map(Size.of) | st.sampled_from(NAMES).map(named)
@@ -32,6 +34,17 @@ def test_arithmetic_on_formulas_is_arithmetic_on_numbers(x: Size, y: Size, sizes
 @given(polynomials, values)
 def test_a_printed_formula_is_an_expression_with_the_same_value(x: Size, sizes: dict[str, int]) -> None:
     assert evaluate(str(x), sizes) == x.evaluate(sizes) == eval(str(x), {}, sizes)  # noqa: S307 - our own text
+
+
+@given(st.lists(polynomials, max_size=5), st.lists(values, min_size=1, max_size=3))
+def test_a_series_gives_each_of_its_sizes_for_numbers_and_arrays(amounts: list[Size], points: list[Any]) -> None:
+    series = Series(amounts)
+    assert series.names == {name for amount in amounts for name in amount.names}
+    for sizes in points:
+        assert series.evaluate(sizes) == [amount.evaluate(sizes) for amount in amounts]
+    arrays = {name: np.array([sizes[name] for sizes in points]) for name in NAMES}
+    for found, amount in zip(series.evaluate(arrays), amounts, strict=True):
+        assert np.array_equal(np.broadcast_to(found, len(points)), [amount.evaluate(sizes) for sizes in points])
 
 
 def test_formulas_are_printed_factored() -> None:
