@@ -103,7 +103,7 @@ def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
 
 def say(what: str, seconds: float, beside: str, budget_seconds: float = math.inf) -> bool:
     """Prints one figure, and says whether it is within its budget."""
-    over = f"; OVER THE BUDGET of {budget_seconds * 1e3:.0f} ms" if seconds > budget_seconds else ""
+    over = f"; OVER THE BUDGET of {budget_seconds * 1e3:g} ms" if seconds > budget_seconds else ""
     print(f"{what:58s} {seconds * 1e3:10.3f} ms CPU   {beside}{over}")
     return not over
 
