@@ -239,8 +239,7 @@ def allowance_bytes(found: Doubts, peak: StagePeak) -> int:
     sizes, allocated_bytes = peak.sizes, peak.sizes["allocated_bytes"]
     amount = allocated_bytes * max((evidence.short_percent for _, evidence in found.short), default=0) // 100
     if "activations" in found.uncovered or found.unverified_family is not None:
-        running = [weighed for weighed in peak.weighed if weighed[1].phase != "optimizer step"] or peak.weighed
-        heaviest = max(running, key=lambda weighed: weighed[0])[1]
+        heaviest = peak.formulas.running[peak.profile.highest]
         amount += heaviest.moving.evaluate(sizes) * overheads.UNCOVERED_MOVING_PERCENT // 100
     if "states" in found.uncovered:
         held_bytes = allocated_bytes - peak.moment.moving.evaluate(sizes)
@@ -261,7 +260,7 @@ _TRAINED = (
 
 def _gradient_bytes(peak: StagePeak) -> int:
     """Gradients of all that a rank trains, or of its shard where gradients are sharded."""
-    sizes, rules = peak.sizes, peak.rules
+    sizes, rules = peak.sizes, peak.formulas.rules
     elements = sum(
         ceil_div_numbers(sizes[count], sizes[shards] if rules.zero_stage >= 2 else 1) for count, shards in _TRAINED
     )
