@@ -30,7 +30,10 @@ _INTRODUCTION = (
     "name of its part: `…_per_rank` is what tensor, context or expert parallelism leaves to one rank, `…_shard` what "
     "sequence parallelism leaves of that. `parameters_on_rank` and `trainable_parameters_on_rank` are a rank's own "
     "after tensor, pipeline and expert parallelism; `sharding_group_size` is over how many ranks ZeRO or FSDP shards "
-    "them. `ceil_div(a, b)` rounds up; `reaches(a, b)` is 1 where a is at least b, else 0. Bytes unless said otherwise."
+    "them. `buffer_padding_on_rank` is what Megatron's distributed optimizer adds so that tensors begin at multiples "
+    "of 64 elements and buffers end at multiples of 128 and the ranks; `persistent_parameters_on_rank` counts weights "
+    "up to DeepSpeed's `stage3_param_persistence_threshold`. `ceil_div(a, b)` rounds up; `reaches(a, b)` is 1 where a "
+    "is at least b, else 0. Bytes unless said otherwise."
 )
 
 _Request = Mapping[str, Any]
@@ -47,6 +50,7 @@ _BLOCKS: tuple[tuple[str, str, _Request, _Request], ...] = (
     ("Hugging Face code, 16-bit weights (DeepSpeed, FSDP)", _LLAMA, {"precision": "bf16"}, {}),
     ("Hugging Face code, autocast over FP32 weights", _LLAMA, {"precision": "bf16-mixed"}, {}),
     ("Hugging Face code, eager attention", _LLAMA, {"precision": "bf16", "attention": "eager"}, {}),
+    ("Hugging Face code, sdpa, packed", _LLAMA, {"precision": "bf16", "attention": "sdpa", "packing": True}, {}),
     ("Hugging Face code, compiled", _LLAMA, {"precision": "bf16", "compile": True}, {}),
     ("Hugging Face code, adapters beside frozen 16-bit weights", _LLAMA, {"method": "lora"}, {}),
     ("Megatron's fused kernels", _LLAMA, _MEGATRON, {}),
@@ -95,6 +99,12 @@ _STATES: tuple[tuple[str, _Request, _Request], ...] = (
     ("transformers, everything in bf16, one GPU", {"precision": "bf16"}, {}),
     ("transformers, adapters of LoRA, one GPU", {"method": "lora"}, {}),
     ("transformers, QLoRA, one GPU", {"method": "qlora", "optimizer": "paged-adamw-8bit"}, {}),
+)
+
+_FIRST_STEP = (
+    "Most optimizers make their states in the first step, so that its forward and backward run without them: `first "
+    "step` among `moments`, where that is less than later steps need. DeepSpeed, and torch's Adagrad and Shampoo, make "
+    "them before. Loading a checkpoint is no part of a step."
 )
 
 _OFFLOADED: tuple[tuple[str, _Request, _Request], ...] = tuple(
@@ -152,6 +162,7 @@ def formulas() -> str:
         "## What pipeline stages keep",
         _pipeline(),
         "## Model states and the optimizer step",
+        _FIRST_STEP,
         *(part for title, *request in _STATES for part in (f"### {title}", _step(*request))),
         "## Quantized weights",
         "A frozen weight of `elements`, with its scales. QLoRA quantizes the linear layers of the blocks.",
@@ -205,6 +216,9 @@ def _upper_bound() -> str:
         ),
     )
     return (
+        f"`cuda_context` is that of data-centre GPUs; of cards with at most 48 warps per SM it is "
+        f"`{overheads.NARROW_CONTEXT_BYTES_PER_SM} * streaming_multiprocessors`. Readings are too few to tell versions "
+        "of CUDA apart.\n\n"
         "Beside the slack, `other_phase` is what the phase that is not the peak needs and the other's blocks have no "
         "room for.\n\n"
         f"{table}\n\n"
@@ -355,7 +369,8 @@ def _pipeline() -> str:
         f"layer's activations it keeps where most wait for backward.\n\n"
         f"{_table(head, rows)}\n\n"
         f"A stage's formulas count them as `layers_running_n`, whose backward comes first, and `layers_waiting_n`, of "
-        f"other micro batches; `layers_held_n` are those whose weights it has. The first stage under Megatron's 1F1B, "
+        f"other micro batches; `layers_held_n` are those whose weights it has, and `chunks` of each entry of "
+        f"`pipeline_stages` says the same chunk by chunk. The first stage under Megatron's 1F1B, "
         f"at the end of forward:\n\n"
         f"{_table(('part', 'bytes'), formulas)}"
     )

@@ -369,12 +369,14 @@ def _offloaded(draft: Draft) -> None:
 
 
 def _buckets(row: MeasuredRow, draft: Draft) -> None:
-    """Hugging Face's Trainer and accelerate make DeepSpeed's `reduce_bucket_size` the square of the hidden size, which
-    is what `auto` means in the configs that fine-tuning frameworks ship.
+    """Hugging Face's Trainer and accelerate make DeepSpeed's `reduce_bucket_size` the square of the hidden size, and
+    ZeRO-3's persistence threshold ten times it: what `auto` means in the configs that fine-tuning frameworks ship.
     """
     hidden = None if draft.architecture is None else draft.architecture.sizes.get("hidden_size")
     if draft.training["framework"] == "deepspeed" and hidden and re.search(_HF_TRAINERS, row.framework.lower()):
         draft.parallelism.setdefault("reduce_bucket_size", hidden**2)
+        if draft.parallelism.get("zero_stage") == 3:
+            draft.parallelism.setdefault("stage3_param_persistence_threshold", hidden * 10)
 
 
 def _precision(row: MeasuredRow, draft: Draft) -> None:

@@ -5,8 +5,9 @@ framework whose code does it. Published runs and traced steps are taken apart th
 that `app.planning.covered` knows how many of them hold each feature and how well the bound held there.
 
 Not a feature is what is mere arithmetic (sizes, `layers_per_stage`), what the caller allows for himself
-(`expert_load_percent`) and what only sets a counted buffer (`deterministic`, `reduce_bucket_size`), nor Liger's norms
-and products, which have traced steps of their own. Adam is AdamW: both keep the same and run the same kernels.
+(`expert_load_percent`) and what only sets a counted buffer (`deterministic`, `reduce_bucket_size`, `stage3_…`), nor
+Liger's norms and products or the masks of packed sequences, which have traced steps of their own. Adam is AdamW: both
+keep the same and run the same kernels.
 """
 
 from collections.abc import Iterable, Mapping
@@ -66,7 +67,9 @@ CHANGES: Mapping[str, Change] = MappingProxyType(
         "precision.master_weights": "states",
         "precision.optimizer_states": "states",
         "precision.parameters": "states",
+        "precision.second_moments": "states",
         "sharding_group_size": "states",
+        "zero_hpz_partition_size": "states",
         "zero_stage": "states",
         "architecture": "gpu",
     }
@@ -156,6 +159,8 @@ def features(
             f"{engine}precision.master_weights {formats.master_weights or 'none'}",
             f"{engine}precision.optimizer_states {formats.optimizer_states}",
         )
+        if formats.second_moments is not None:
+            found.append(f"{engine}precision.second_moments {formats.second_moments}")
     else:
         found += _of_adapters(training, recipe, code)
     if parallelism.data_parallel_size * parallelism.context_parallel_size > 1:
@@ -169,6 +174,7 @@ def features(
     expert_tensor = parallelism.expert_tensor_parallel_size
     for holds, owner, field in (
         (rules.hybrid, engine, "sharding_group_size"),
+        (rules.secondary, engine, "zero_hpz_partition_size"),
         (rules.accumulated, engine, "gradient_accumulation_steps"),
         (kernels.tensor_parallel, engine, "tensor_parallel_size"),
         (kernels.sequence_parallel, engine, "sequence_parallel"),

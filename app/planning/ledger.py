@@ -234,6 +234,10 @@ class Kernels:
     """With sequence parallelism, a column-parallel layer keeps its shard of the input and gathers it again in backward
     (Megatron); else it keeps the gathered input (DTensor).
     """
+    packed: bool = False
+    """Sequences of several documents, which Hugging Face's `sdpa` keeps apart by a mask. Flash attention takes their
+    boundaries, and eager attention has a mask in any case.
+    """
     frozen: bool = False
     """The model's own weights get no gradient: adapters do."""
     skips_idle: bool = False

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 
 from app import __version__
 from app.errors import ImpossibleLayout
-from app.planning import coverage, overheads, rule_of_thumb, states
+from app.planning import coverage, deepspeed, megatron, overheads, rule_of_thumb, states
 from app.planning.architecture import Architecture
+from app.planning.chunks import StageChunk, chunks_of
 from app.planning.coverage import SHIPPED, Covered, Doubts
 from app.planning.ledger import is_tensor_split, per_rank, shard
 from app.planning.lora import adapters
-from app.planning.passing import DEEPSPEED_BUCKET_ELEMENTS
 from app.planning.peaks import StagePeak, segments_of, stage_peaks
 from app.planning.pipeline import Stage, layer_counts, stages
 from app.planning.recipe import Recipe, Rules, resolve
@@ -73,7 +73,8 @@ class PerGpu:
 class PipelineStage:
     """One pipeline stage's expected peak as the driver counts it, as `torch.cuda.max_memory_reserved` and
     `max_memory_allocated` do, and what `memory_allocated` reads between steps. The allocator's counts include cuBLAS
-    workspaces.
+    workspaces. `chunks` says what of its activations belongs to which of its layers; empty where the pipeline has one
+    stage.
     """
 
     stage: int
@@ -81,6 +82,7 @@ class PipelineStage:
     reserved_bytes: int
     allocated_bytes: int
     between_steps_bytes: int
+    chunks: tuple[StageChunk, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,10 @@ class HostMemory:
 
 @dataclass(frozen=True, slots=True)
 class PhasePeak:
-    """The highest moment of one phase of the step, as the allocator counts it (without `framework_bytes`)."""
+    """The highest moment of one phase of the step, as the allocator counts it (without `framework_bytes`).
+
+    The phase `first step` is there where the first step of a job needs less than those after it.
+    """
 
     phase: str
     moment: str
@@ -193,9 +198,14 @@ def _detailed(inputs: MemoryInputs) -> MemoryEstimate:
         _Details(heaviest.components(), _phase_peaks(heaviest), heaviest.sizes, heaviest.host()),
         tuple(
             PipelineStage(
-                index, stage.total_bytes, stage.reserved_bytes, stage.allocated_bytes, stage.between_steps_bytes
+                index,
+                peak.total_bytes,
+                peak.reserved_bytes,
+                peak.allocated_bytes,
+                peak.between_steps_bytes,
+                chunks_of(stage, peak.formulas.segments, peak.sizes) if recipe.rules.piped else (),
             )
-            for index, stage in enumerate(found)
+            for index, (stage, peak) in enumerate(zip(_stages(inputs, recipe, common), found, strict=True))
         ),
         bound=bound,
         assumptions=(*inputs.architecture.assumptions, *recipe.assumptions, *_hardware_assumptions(inputs)),
@@ -271,9 +281,12 @@ def layout_sizes(inputs: MemoryInputs, recipe: Recipe) -> dict[str, int]:
         "sharding_group_size": shards,
         "expert_sharding_group_size": max(shards * tensor // (layout.expert_parallel_size * expert_tensor), 1),
         "streaming_multiprocessors": multiprocessors or overheads.ASSUMED_SMS,
-        "reduce_bucket_size": layout.reduce_bucket_size or DEEPSPEED_BUCKET_ELEMENTS,
         "lora_rank": (inputs.training.lora or Lora()).rank,
     }
+    if inputs.training.framework == "deepspeed":
+        sizes |= deepspeed.settings(layout)
+    if inputs.training.framework == "megatron":
+        sizes |= megatron.multiples(shards, sizes["expert_sharding_group_size"])
     if inputs.training.framework in ("megatron", "nanotron"):
         padding = (MEGATRON_VOCABULARY_MULTIPLE if inputs.training.framework == "megatron" else 1) * tensor
         sizes |= {
@@ -299,7 +312,22 @@ def _phase_peaks(stage: StagePeak) -> tuple[PhasePeak, ...]:
     for allocated_bytes, moment in stage.weighed():
         if moment.phase not in peaks or allocated_bytes > peaks[moment.phase].allocated_bytes:
             peaks[moment.phase] = PhasePeak(moment.phase, moment.label, allocated_bytes)
-    return tuple(peaks.values())
+    return (*peaks.values(), *_first_step(stage))
+
+
+def _first_step(stage: StagePeak) -> tuple[PhasePeak, ...]:
+    """The highest moment of the first step, where it is lower than that of the steps after it: the states that the
+    optimizer makes in its first step are not there before it. Beginning from a checkpoint, they are.
+    """
+    missing_bytes = stage.made_in_first_step_bytes()
+    weighed = tuple(stage.weighed())
+    moments = [
+        (allocated_bytes - (missing_bytes if moment.phase != "optimizer step" else 0), moment.label)
+        for allocated_bytes, moment in weighed
+    ]
+    highest_bytes, label = max(moments, key=lambda candidate: candidate[0])
+    later_bytes = max(allocated_bytes for allocated_bytes, _ in weighed)
+    return (PhasePeak("first step", label, highest_bytes),) if highest_bytes < later_bytes else ()
 
 
 def _hardware_assumptions(inputs: MemoryInputs) -> tuple[str, ...]:

@@ -210,7 +210,8 @@ def attention(
 
     Flash attention keeps query, key, value, output and one FP32 log-sum-exp per token and head. PyTorch's `sdpa` picks
     it for 16-bit inputs without a mask; in FP32 the memory-efficient kernel, or with grouped heads the plain one. A
-    sequence as long as the window needs a mask, which the memory-efficient kernel keeps; it takes no grouped heads.
+    sequence as long as the window needs a mask, and one of several documents does, which the memory-efficient kernel
+    keeps; it takes no grouped heads.
     With a mask even FP32 and grouped heads come to it: its statistics and mask stand for the scores then. Keys and
     values are copied for every query head; one for all is only viewed by that kernel, and by the matrix products of
     a single sequence. Values that are part of a joint tensor are copied too, but for a single sequence.
@@ -219,12 +220,11 @@ def attention(
     query, key, value = (tape.to(x, tape.compute) for x in (query, key, value))
     length = tape.whole_sequence if source is None else source
     sdpa = tape.kernels.attention == "sdpa"
-    masked = Size({})
-    if window and sdpa:
-        masked = smallest(Size.of(1), largest(Size.of(0), length - named(window) + 1))
+    masked = _masked(tape, length, window, causal=causal and not broadcast)
     scores = tape.tokens * heads.query * length
     width = tape.tokens * heads.query * heads.value_size
-    plain = tape.kernels.attention == "eager" or (sdpa and broadcast) or (tape.compute == "fp32" and heads.grouped)
+    ungrouped = not heads.grouped or tape.kernels.packed
+    plain = tape.kernels.attention == "eager" or (sdpa and broadcast) or (tape.compute == "fp32" and not ungrouped)
     inner = "fp32" if sdpa or (scores_in_fp32 and not tape.autocast) else tape.compute
     with tape.attention_core():
         if not plain:
@@ -267,6 +267,15 @@ def attention(
         adds = scores * heads.value_size
         mixed = tape.record("matmul", (weights, value), mixed, saves=(weights, value), multiply_adds=adds)
         return tape.to(tape.copy(mixed), tape.compute)
+
+
+def _masked(tape: Tape, length: Size, window: str, *, causal: bool) -> Size:
+    """1 where `sdpa` takes a mask that it would do without for one short document a sequence; else 0."""
+    if causal and tape.kernels.packed:
+        return Size.of(1)
+    if window and tape.kernels.attention == "sdpa":
+        return smallest(Size.of(1), largest(Size.of(0), length - named(window) + 1))
+    return Size({})
 
 
 def _copied(

@@ -23,6 +23,7 @@ from app.planning.sources import (
     GALORE,
     LION,
     LOMO,
+    MEGATRON_LAYER_WISE,
     MUON,
     SHAMPOO,
     SOAP,
@@ -186,6 +187,7 @@ def states_of(
     weights: Iterable[Trained],
     *,
     state_bytes: int,
+    second_bytes: int | None = None,
     cut: Cut = "whole",
     shards: Size = ONE,
     galore_rank: int = 128,
@@ -193,12 +195,13 @@ def states_of(
 ) -> OptimizerStates:
     """The states of all `weights` on one of `shards` ranks, and the scratch of a step.
 
-    `state_bytes` is the size of one state element where the optimizer follows the weights' format; `block` is the
+    `state_bytes` is the size of one state element where the optimizer follows the weights' format, `second_bytes` that
+    of an element of Adam's second moment where it differs; `block` is the
     elements of the largest block, which BAdam trains at a time.
     """
     whole = _merged(weights)
     if optimizer in _STATES:
-        return _element_wise(optimizer, implementation, whole, state_bytes, cut, shards)
+        return _element_wise(optimizer, implementation, whole, state_bytes, second_bytes, cut, shards)
     if optimizer == "muon":
         return _muon(implementation, whole, state_bytes, cut, shards)
     if optimizer == "lomo":
@@ -212,8 +215,18 @@ def states_of(
     tensors = _local(whole, cut, shards)
     found = _by_shape(optimizer, tensors, state_bytes, galore_rank)
     if cut == "tensors":
-        return replace(found, bytes=ceil_div(found.bytes, shards))
+        alone = _largest(
+            _by_shape(optimizer, [replace(one, count=ONE)], state_bytes, galore_rank).bytes for one in whole
+        )
+        return replace(found, bytes=largest(ceil_div(found.bytes, shards), alone))
     return found
+
+
+def largest_matrix(weights: Iterable[Trained]) -> Size:
+    """Elements of the largest matrix that is kept whole: some rank holds it, and more only where there are more
+    matrices than ranks. Of stacked experts, each is a matrix of its own.
+    """
+    return _largest(tensor.sides[0] * tensor.sides[1] for tensor in weights if tensor.hidden)
 
 
 def cut_of(optimizer: Optimizer, framework: Framework, zero_stage: int) -> Cut:
@@ -244,6 +257,7 @@ def _element_wise(
     implementation: OptimizerImplementation,
     weights: list[Trained],
     state_bytes: int,
+    second_bytes: int | None,
     cut: Cut,
     shards: Size,
 ) -> OptimizerStates:
@@ -257,7 +271,10 @@ def _element_wise(
             tensor.elements * tensor.count * (_STATES[optimizer] * FP32) * reaches(tensor.elements, SMALLEST_PAGED)
             for tensor in _local(weights, cut, shards)
         )
-    states = elements * (element * _STATES[optimizer])
+    each = element * _STATES[optimizer]
+    if second_bytes is not None and optimizer in ("adam", "adamw"):
+        each = state_bytes + second_bytes
+    states = elements * each
     return OptimizerStates(states, scratch, evictable, "all", _SOURCES.get(optimizer, TORCH_OPTIM))
 
 
@@ -290,6 +307,8 @@ def _muon(
     hidden = [tensor for tensor in weights if tensor.hidden]
     others = [tensor for tensor in weights if not tensor.hidden]
     momentum = _held(total(tensor.elements * tensor.count for tensor in hidden), cut, shards)
+    if cut == "tensors":
+        momentum = largest(momentum, largest_matrix(hidden))
     moments = _held(total(tensor.elements * tensor.count for tensor in others), cut, shards)
     iterations = [
         (
@@ -300,7 +319,11 @@ def _muon(
     ]
     adam = _plain_scratch("adamw", implementation, others, state_bytes, cut, shards)
     return OptimizerStates(
-        momentum * state_bytes + moments * (2 * state_bytes), _largest([*iterations, adam]), NOTHING, "all", MUON
+        momentum * state_bytes + moments * (2 * state_bytes),
+        _largest([*iterations, adam]),
+        NOTHING,
+        "all",
+        MEGATRON_LAYER_WISE if cut == "tensors" else MUON,
     )
 
 

@@ -9,14 +9,26 @@ from functools import lru_cache
 from types import MappingProxyType
 
 from app.planning.sizes import Size, ceil_div, named
-from app.planning.sources import ALLOCATOR, CUBLAS_WORKSPACE, CUDA_CONTEXT, NCCL_BUFFERS
+from app.planning.sources import ALLOCATOR, CUBLAS_WORKSPACE, CUDA_CONTEXT, NARROW_CUDA_CONTEXT, NCCL_BUFFERS
 from app.planning.specs import Framework, Gpu
 from app.planning.term import Term
 from app.units import MIB
 
 CONTEXT_BASE_BYTES = 26 * MIB
 CONTEXT_BYTES_PER_SM = 373 * MIB // 100
-"""Plain CUDA context on driver 590: 518 MiB at 132 SMs, 248 at 60, 146 at 32."""
+"""Plain CUDA context on data-centre GPUs, whose SMs hold 64 warps: on Hopper with driver 590 518 MiB at 132 SMs, 248 at
+60, 146 at 32. On A100 481 MiB were read (CUDA 12.1, PyTorch's first kernels included), 429 by this rule.
+"""
+
+NARROW_CONTEXT_BYTES_PER_SM = 305 * MIB // 100
+"""On cards whose SMs hold 48 warps: 555 MiB at 188 SMs (RTX PRO 6000, Blackwell), 426 at 142 (RTX 6000 Ada), 107 at 34
+(RTX 4060 Ti, Ada), 256 at 82 (RTX 3090, Ampere): within 4 % of this rule, under CUDA 12.8 to 13. Turing's T4, with 32
+warps, has 141 at 40 SMs: 122 by this rule. No two readings of one card tell versions of CUDA apart; before 11.7, which
+loaded every kernel at once, a context took 0.9 to 1.8 GiB.
+"""
+
+NARROW = frozenset({"7.5", "8.6", "8.7", "8.9", "12.0", "12.1"})
+"""Compute capabilities of GPUs with at most 48 warps per SM."""
 
 HOPPER = 9.0
 """Compute capability from which on cuBLAS takes larger workspaces."""
@@ -100,22 +112,27 @@ def expected(
     `communicators`; what the other phase of the step needs is not known here.
     """
     hopper_or_later = gpu is None or float(gpu.compute_capability) >= HOPPER
-    return _expected(hopper_or_later, framework, communicators, deterministic, experts)
+    narrow = gpu is not None and gpu.compute_capability in NARROW
+    return _expected(hopper_or_later, narrow, framework, communicators, deterministic, experts)
 
 
 @lru_cache(maxsize=512)
 def _expected(
     hopper_or_later: bool,
+    narrow: bool,
     framework: Framework,
     communicators: int,
     deterministic: bool,
     experts: bool,
 ) -> tuple[Term, ...]:
     slack = ALLOCATOR_SLACK_PERCENT[framework]
-    context = named("streaming_multiprocessors") * CONTEXT_BYTES_PER_SM + CONTEXT_BASE_BYTES
+    multiprocessors = named("streaming_multiprocessors")
+    context = multiprocessors * CONTEXT_BYTES_PER_SM + CONTEXT_BASE_BYTES
+    if narrow:
+        context = multiprocessors * NARROW_CONTEXT_BYTES_PER_SM
     workspaces = _workspaces(hopper_or_later, framework, deterministic=deterministic, experts=experts)
     terms = [
-        Term("cuda_context", "framework", context, CUDA_CONTEXT),
+        Term("cuda_context", "framework", context, NARROW_CUDA_CONTEXT if narrow else CUDA_CONTEXT),
         Term("cublas_workspace", "framework", Size.of(workspaces), CUBLAS_WORKSPACE),
         Term("allocator_slack", "framework", ceil_div(ALLOCATED * slack, Size.of(100)), ALLOCATOR),
     ]

@@ -4,34 +4,21 @@ Each framework has its own; what stays between steps is in `app.planning.states`
 """
 
 from functools import lru_cache
-from typing import get_args
 
+from app.planning import deepspeed
 from app.planning.ledger import Segment
 from app.planning.recipe import Rules
-from app.planning.sizes import Size, ceil_div, largest, named, smallest, total
+from app.planning.sizes import Size, ceil_div, named, total
 from app.planning.sources import (
     DDP,
-    DEEPSPEED_CONFIG,
     FSDP,
     MEGATRON_FUSION,
     NANOTRON,
     PIPELINE,
     RING_ATTENTION,
 )
-from app.planning.specs import FloatFormat
-from app.planning.states import PARAMETERS, SHARDS, element_bytes, stored_bytes, trainable
+from app.planning.states import PARAMETERS, SHARDS, element_bytes, gathered_bytes, trainable
 from app.planning.term import Term
-
-DEEPSPEED_BUCKET_ELEMENTS = 500_000_000
-"""`reduce_bucket_size` of DeepSpeed: one bucket is allocated whole, however small the model is."""
-
-DEEPSPEED_PREFETCH_ELEMENTS = 50_000_000
-"""`stage3_prefetch_bucket_size` of DeepSpeed."""
-
-DEEPSPEED_LIVE_ELEMENTS = 1_000_000_000
-"""`stage3_max_live_parameters` of DeepSpeed: so many stay gathered, since they are used again within reuse distance."""
-
-BUCKET = named("reduce_bucket_size")
 
 
 def in_passing(rules: Rules, segments: tuple[Segment, ...], segment: Segment | None, *, backward: bool) -> list[Term]:
@@ -44,7 +31,7 @@ def in_passing(rules: Rules, segments: tuple[Segment, ...], segment: Segment | N
 
 def _of_sharding(rules: Rules, segments: tuple[Segment, ...], segment: Segment | None, *, backward: bool) -> list[Term]:
     if rules.framework == "deepspeed":
-        return _deepspeed(rules, segments, segment, backward=backward) if rules.zero_stage else []
+        return deepspeed.in_passing(rules, segments, segment, backward=backward)
     if rules.framework == "nanotron":
         return _nanotron(rules, segments, segment)
     if segment is None:
@@ -63,25 +50,6 @@ def _ddp(rules: Rules) -> list[Term]:
         return []
     copies = trainable(rules, split=False) * element_bytes(rules.precision.gradients)
     return [Term("ddp.buckets", "temporary", copies, DDP)]
-
-
-def _deepspeed(rules: Rules, segments: tuple[Segment, ...], segment: Segment | None, *, backward: bool) -> list[Term]:
-    """Stages 1 and 2 make a bucket for each backward; stage 3 keeps one and concatenates its content into another
-    while it is reduced. Stage 3 keeps weights gathered that are used again soon.
-    """
-    compute_bytes = element_bytes(rules.precision.compute)
-    terms = []
-    if rules.zero_stage == 3:
-        buckets = 2 if backward and segment is not None else 1
-        terms.append(Term("deepspeed.reduce_bucket", "temporary", BUCKET * (compute_bytes * buckets), DEEPSPEED_CONFIG))
-        if segment is not None:
-            whole = total(_whole(rules, part) * part.copies for part in segments)
-            prefetched = smallest(whole, Size.of(DEEPSPEED_PREFETCH_ELEMENTS * compute_bytes))
-            live = largest(_whole(rules, segment) + prefetched, Size.of(DEEPSPEED_LIVE_ELEMENTS * compute_bytes))
-            terms.append(Term("deepspeed.gathered_weights", "temporary", smallest(whole, live), DEEPSPEED_CONFIG))
-    elif backward and segment is not None:
-        terms.append(Term("deepspeed.reduce_bucket", "temporary", BUCKET * compute_bytes, DEEPSPEED_CONFIG))
-    return terms
 
 
 def _fsdp(rules: Rules, segments: tuple[Segment, ...], segment: Segment, *, backward: bool) -> list[Term]:
@@ -104,21 +72,11 @@ def _gathered(rules: Rules, segments: tuple[Segment, ...], segment: Segment) -> 
     gathered buffer stays beside its weights until the next gathering.
     """
     if rules.zero_stage == 2:
-        return total(_whole(rules, part) * part.copies for part in segments)
+        return total(gathered_bytes(rules, part) * part.copies for part in segments)
     if rules.framework == "torchtitan":
-        return _whole(rules, segment) * 2
-    root = total(_whole(rules, part) for part in segments if not part.block)
-    return root + _whole(rules, segment) * 2 if segment.block else root
-
-
-def _whole(rules: Rules, segment: Segment) -> Size:
-    """Bytes of the gathered weights of one repeat: in the compute format, or as they are quantized."""
-    elements: dict[str, Size] = {}
-    for weight in segment.weights:
-        is_quantized = weight.format is not None and weight.format not in get_args(FloatFormat)
-        format = str(weight.format) if is_quantized else rules.precision.compute
-        elements[format] = elements.get(format, Size({})) + weight.elements
-    return total(stored_bytes(amount, format) for format, amount in elements.items())
+        return gathered_bytes(rules, segment) * 2
+    root = total(gathered_bytes(rules, part) for part in segments if not part.block)
+    return root + gathered_bytes(rules, segment) * 2 if segment.block else root
 
 
 @lru_cache(maxsize=512)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from app.planning import overheads, states
+from app.planning import deepspeed, megatron, overheads, states
 from app.planning.architecture import Architecture
 from app.planning.ledger import Segment
 from app.planning.passing import in_passing
@@ -24,6 +24,7 @@ from app.planning.sources import (
     FUSED_CROSS_ENTROPY,
     LIGER,
     MEGATRON_ACTIVATIONS,
+    PACKING,
     Source,
 )
 from app.planning.specs import Gpu
@@ -134,8 +135,8 @@ def stage_formulas(rules: Rules, segments: tuple[Segment, ...]) -> StageFormulas
     *running, stepping = step_moments(rules, segments)
     ends = [index for index, moment in enumerate(running) if moment.phase == "forward"]
     running = running or [stepping]
-    counts = states.counts_on_rank(segments, experts_apart=rules.experts_apart)
-    between_steps = total(term.bytes for term in states.between_steps(rules, segments))
+    counts = counts_on_rank(rules, segments)
+    between_steps = bytes_between_steps(rules, segments)
     first = running[0].allocated
     rises = Series(moment.allocated - first for moment in running)
     staying = tuple(moment.allocated - moment.moving for moment in running)
@@ -181,6 +182,13 @@ class StagePeak:
         """The terms of the peak, those of no bytes left out."""
         found = (term.at(self.sizes) for term in (*self.moment.terms, *self.outside))
         return tuple(component for component in found if component.bytes)
+
+    def made_in_first_step_bytes(self) -> int:
+        """Bytes of the optimizer's states on the GPU, which most optimizers make in the first step."""
+        if not states.made_in_first_step(self.formulas.rules):
+            return 0
+        found = (term for term in self.moment.terms if term.name.partition(".")[0] == "optimizer_states")
+        return int(total(term.bytes for term in found).evaluate(self.sizes))
 
     def host(self) -> tuple[Component, ...]:
         """What the rank keeps in host memory."""
@@ -250,6 +258,22 @@ def _stage_peak(
     )
 
 
+def counts_on_rank(rules: Rules, segments: tuple[Segment, ...]) -> dict[str, Size]:
+    """Formulas for every count that terms name and that is counted once for a stage."""
+    return {
+        **states.counts_on_rank(segments, experts_apart=rules.experts_apart),
+        **deepspeed.counts_on_rank(rules, segments),
+        **megatron.counts_on_rank(rules, segments),
+    }
+
+
+def bytes_between_steps(rules: Rules, segments: tuple[Segment, ...]) -> Size:
+    """What stays allocated when a step is over."""
+    held = states.between_steps(rules, segments)
+    held += [*deepspeed.between_steps(rules), *megatron.padding(rules)]
+    return total(term.bytes for term in held)
+
+
 def _other_phase(formulas: StageFormulas, profile: Profile, first: int, allocated: int) -> int:
     """Bytes that the allocator keeps for the phase that is not the peak: what forward and backward hold beside
     gradients, and gradients and scratch of the step, find no room in each other's blocks; nor does the loss's backward
@@ -282,7 +306,7 @@ def _left_by_loss(rules: Rules, segments: tuple[Segment, ...]) -> Size | None:
 
 def step_moments(rules: Rules, segments: tuple[Segment, ...]) -> tuple[StepMoment, ...]:
     """The moments that can be the peak of a step under these rules, as formulas: the sizes come later."""
-    kept = states.kept(rules, segments)
+    kept = [*states.kept(rules, segments), *megatron.padding(rules)]
     found = []
     for moment in moments(segments):
         phase = "forward" if moment.forward else f"backward of the {moment.segment.name}"
@@ -331,6 +355,8 @@ def _activation_source(component: str, running: Segment, rules: Rules) -> Source
         return MEGATRON_ACTIVATIONS
     if rules.kernels.liger and component in ("norm", "mlp"):
         return LIGER
+    if component == "attention" and rules.kernels.packed:
+        return PACKING
     return FLASH_ATTENTION if component == "attention" and rules.kernels.attention == "flash" else AUTOGRAD
 
 

@@ -55,12 +55,24 @@ class Part:
     waiting: int
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One chunk of a stage: its place among all chunks of the model, how often it has each segment of the ledger, and
+    the micro batches whose activations it keeps where a stage holds most of them, the running one included.
+    """
+
+    position: int
+    counts: Mapping[int, int]
+    in_flight: int
+
+
 @dataclass(frozen=True)
 class Stage:
     """What one rank of the pipeline has, in the order of the forward pass."""
 
     index: int
     parts: tuple[Part, ...]
+    chunks: tuple[Chunk, ...]
 
     @cached_property
     def structure(self) -> tuple[tuple[int, BlockRecompute, bool, bool], ...]:
@@ -99,7 +111,11 @@ def stages(split: Split, repeats: tuple[int, ...], blocks: tuple[bool, ...]) -> 
             frozen -= sum(part.held for part in treated if part.frozen and blocks[segment])
             again -= sum(part.held for part in treated if part.recompute == "full")
             parts += treated
-        made.append(Stage(rank, tuple(parts)))
+        held_chunks = (
+            Chunk(position, counts, passes + (number == running))
+            for number, (position, counts, passes) in enumerate(zip(positions, own, waiting, strict=True))
+        )
+        made.append(Stage(rank, tuple(parts), tuple(held_chunks)))
     return tuple(made)
 
 

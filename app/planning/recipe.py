@@ -9,7 +9,7 @@ from app.planning.architecture import Architecture
 from app.planning.ledger import AdapterRule, BlockRecompute, Kernels
 from app.planning.liger import norm_of
 from app.planning.pipeline import Split, layers_by_cost
-from app.planning.refusals import OWN_OPTIMIZERS, check_accumulation, check_request
+from app.planning.refusals import OWN_OPTIMIZERS, check_accumulation, check_packing, check_request
 from app.planning.specs import (
     Attention,
     FloatFormat,
@@ -75,6 +75,8 @@ class Rules:
     """
     hybrid: bool
     """Whether groups of ranks that shard replicate each other."""
+    secondary: bool
+    """Whether groups of ranks share a second copy of the weights (ZeRO++'s hpZ)."""
     replicated: bool
     """Whether data-parallel ranks exchange gradients otherwise than FSDP does."""
     fully_sharded: bool
@@ -122,6 +124,7 @@ def resolve(training: Training, parallelism: Parallelism, architecture: Architec
     implementation = _optimizer_implementation(training, assumptions)
     steps, split = _split(training, parallelism, architecture, assumptions)
     check_accumulation(training, steps)
+    check_packing(training, attention, architecture)
     kernels = _kernels(training, parallelism, architecture, precision, attention, frozen)
     rules = _rules(training, parallelism, precision, kernels, implementation, steps=steps)
     if training.cuda_graphs:
@@ -186,6 +189,7 @@ def _kernels(
         parameters=precision.compute if _is_fully_sharded(training, parallelism) else precision.parameters,
         compute=precision.compute,
         attention=attention,
+        packed=training.packing and attention == "sdpa",
         fused=framework == "megatron",
         fused_cross_entropy=training.fused_cross_entropy or training.use_liger_kernel,
         liger=norm_of(architecture.family.model_type) if training.use_liger_kernel else None,
@@ -230,6 +234,7 @@ def _rules(
         states_sharded=parallelism.zero_stage >= 1
         or (training.framework == "deepspeed" and precision.gradients == "fp32" and precision.parameters == "bf16"),
         hybrid=parallelism.sharding_group_size not in (None, replicas),
+        secondary=parallelism.zero_hpz_partition_size is not None,
         replicated=replicas > 1 and not sharded,
         fully_sharded=sharded,
         accumulated=steps > 1,
@@ -258,6 +263,10 @@ def _taken_for_granted(
         "offload: torchao's CPUOffloadOptimizer, which keeps states and steps on the host": is_plain
         and parallelism.offload == "optimizer",
         "pipeline stages: torch.distributed.pipelining": is_plain and rules.piped,
+        "sharding_group_size: MiCS (mics_shard_size): weights, gradients and states are sharded within groups": (
+            training.framework == "deepspeed" and rules.hybrid
+        ),
+        "zero_hpz_partition_size: ZeRO++'s hpZ: a second copy of the weights within groups of ranks": (rules.secondary),
         f"bnb_4bit_quant_storage: {rules.precision.compute}, without which quantized weights are not sharded": (
             training.method == "qlora" and parallelism.zero_stage == 3
         ),
@@ -352,6 +361,7 @@ def _precision(training: Training, parallelism: Parallelism, assumptions: list[s
     preset = training.precision
     if isinstance(preset, Precision):
         _check_precision(preset, training.framework)
+        _check_precision_aware(preset, training, parallelism)
         return preset
     if preset is None:
         preset = "fp16-mixed" if old else "bf16-mixed"
@@ -397,12 +407,37 @@ def _check_precision(precision: Precision, framework: Framework) -> None:
             "/training/precision/gradients",
             f"{framework} keeps gradients of {precision.parameters} weights in {' or '.join(dict.fromkeys(gradients))}",
         )
+    if precision.second_moments is not None and (framework != "megatron" or precision.master_weights is None):
+        raise InvalidInput.at(
+            "/training/precision/second_moments",
+            "a format of the second moment alone is what Megatron's precision-aware optimizer has, beside master "
+            "weights; leave it out",
+        )
     if precision.master_weights and not own_optimizer:
         raise InvalidInput.at(
             "/training/precision/master_weights", f"{framework}'s optimizers keep no master weights; leave them out"
         )
     if precision.master_weights and precision.parameters == "fp32":
         raise InvalidInput.at("/training/precision/master_weights", "the weights are FP32 already; leave them out")
+
+
+def is_precision_aware(precision: Precision) -> bool:
+    """Whether these formats need Megatron's precision-aware optimizer: master weights or states in less than FP32."""
+    formats = {precision.master_weights, precision.optimizer_states, precision.second_moments or "fp32"}
+    return precision.master_weights is not None and formats != {"fp32"}
+
+
+def _check_precision_aware(precision: Precision, training: Training, parallelism: Parallelism) -> None:
+    if training.framework != "megatron" or not is_precision_aware(precision):
+        return
+    fields = ("master_weights", "optimizer_states", "second_moments")
+    field = next(name for name in fields if getattr(precision, name) not in ("fp32", None))
+    if training.optimizer not in ("adam", "adamw") or parallelism.zero_stage == 0:
+        raise InvalidInput.at(
+            f"/training/precision/{field}",
+            "Megatron keeps master weights and states in less than FP32 with its precision-aware optimizer only, which "
+            "is Adam in the distributed optimizer; set optimizer: adam and zero_stage 1, or keep both in fp32",
+        )
 
 
 def _attention(

@@ -5,7 +5,7 @@ framework does not run, and fields that would do nothing where they stand.
 from app.errors import ImpossibleLayout, InvalidInput, UnknownName
 from app.planning.architecture import Architecture
 from app.planning.liger import check_liger
-from app.planning.specs import Framework, Gpu, Lora, Parallelism, RecomputeModule, Training
+from app.planning.specs import Attention, Framework, Gpu, Lora, Parallelism, RecomputeModule, Training
 
 ADA = 8.9
 """Compute capability from which on GPUs have FP8 units."""
@@ -15,6 +15,16 @@ OWN_OPTIMIZERS = frozenset({"deepspeed", "megatron", "nanotron"})
 
 TWO_CHUNKS = frozenset({"zb-v", "v-half", "v-min", "dualpipe-v"})
 """Schedules that give each stage two chunks of layers without being told."""
+
+ZERO3_ONLY = (
+    "zero_hpz_partition_size",
+    "stage3_max_live_parameters",
+    "stage3_prefetch_bucket_size",
+    "stage3_max_reuse_distance",
+    "stage3_param_persistence_threshold",
+    "stage3_model_persistence_threshold",
+)
+"""Fields of the layout that only DeepSpeed's ZeRO-3 reads."""
 
 _EXPERT_MODULES: frozenset[RecomputeModule] = frozenset({"moe", "moe_act", "shared_experts"})
 
@@ -49,6 +59,23 @@ def check_accumulation(training: Training, steps: int) -> None:
         raise InvalidInput.at(
             "/training/optimizer",
             f"LOMO updates weights in backward and cannot accumulate over {steps} micro batches; accumulate over 1",
+        )
+
+
+def check_packing(training: Training, attention: Attention, architecture: Architecture) -> None:
+    """Raises InvalidInput where sequences of several documents cannot be kept apart, or how is not known."""
+    if not training.packing:
+        return
+    if architecture.family.family != "decoder-only" or "head_dim" not in architecture.sizes:
+        raise InvalidInput.at(
+            "/training/packing",
+            f"packing keeps documents apart in the causal attention of decoders, and {architecture.family.model_type} "
+            "is another kind of model; leave it out",
+        )
+    if attention == "sdpa" and training.framework not in ("transformers", "deepspeed"):
+        raise InvalidInput.at(
+            "/training/attention",
+            f"{training.framework} keeps packed documents apart by their boundaries, not by sdpa's mask; use flash",
         )
 
 
@@ -263,6 +290,7 @@ def _check_parallelism(training: Training, parallelism: Parallelism, architectur
         raise InvalidInput.at(
             "/parallelism/reduce_bucket_size", "reduce_bucket_size is DeepSpeed's; leave it out with other frameworks"
         )
+    _check_zero3(training, parallelism)
     if parallelism.sharding_group_size is not None and parallelism.zero_stage == 0:
         raise ImpossibleLayout.at(
             "/parallelism/sharding_group_size", "zero_stage 0 shards nothing; set zero_stage, or leave the size out"
@@ -281,6 +309,30 @@ def _check_parallelism(training: Training, parallelism: Parallelism, architectur
         raise ImpossibleLayout.at(
             "/parallelism/context_parallel_size",
             f"context parallelism of {architecture.family.model_type} models is not estimated; send 1",
+        )
+
+
+def _check_zero3(training: Training, parallelism: Parallelism) -> None:
+    """What DeepSpeed has with ZeRO-3 only."""
+    layout, is_zero3 = parallelism, training.framework == "deepspeed" and parallelism.zero_stage == 3
+    for name in ZERO3_ONLY:
+        if getattr(layout, name) is not None and not is_zero3:
+            raise InvalidInput.at(
+                f"/parallelism/{name}", f"{name} is read by DeepSpeed's ZeRO-3 only; leave it out otherwise"
+            )
+    ranks, secondary = layout.data_parallel_size * layout.context_parallel_size, layout.zero_hpz_partition_size
+    if secondary is not None and ranks % secondary:
+        raise ImpossibleLayout.at(
+            "/parallelism/zero_hpz_partition_size",
+            f"zero_hpz_partition_size {secondary} does not divide data × context parallel ranks, {ranks}",
+        )
+    grouped = layout.sharding_group_size not in (None, ranks)
+    if grouped and training.framework == "deepspeed" and (not is_zero3 or secondary is not None):
+        raise ImpossibleLayout.at(
+            "/parallelism/sharding_group_size",
+            "DeepSpeed shards within groups by MiCS, which is ZeRO-3; set zero_stage 3, or leave the size out"
+            if secondary is None
+            else "MiCS and hpZ do not go together; leave sharding_group_size or zero_hpz_partition_size out",
         )
 
 

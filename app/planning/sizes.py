@@ -195,7 +195,7 @@ def largest(*amounts: Size) -> Size:
     return named(f"max({', '.join(map(str, amounts))})")
 
 
-def reaches(amount: Size, bound: int) -> Size:
+def reaches(amount: Size, bound: "int | Size") -> Size:
     """1 where `amount` is at least `bound`, else 0."""
     return named(f"reaches({amount}, {bound})")
 

@@ -42,6 +42,14 @@ FLASH_ATTENTION = Source(
     where="Algorithm 1: query, key, value, output and the log-sum-exp are kept; the score matrix never exists",
     url="https://arxiv.org/abs/2205.14135",
 )
+PACKING = Source(
+    title="Padding-free training in transformers",
+    where=(
+        "masking_utils.py, find_packed_sequence_indices() and sdpa_mask(): a mask of all tokens of a sequence by all, "
+        "which integrations/sdpa_attention.py hands to the kernel with copies of grouped heads"
+    ),
+    url="https://huggingface.co/docs/transformers/main/padding_free",
+)
 ZERO = Source(
     title="Rajbhandari et al. 2019, ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",
     where="Section 5, figure 1: 2Ψ + 2Ψ + KΨ, and what each stage divides by the data-parallel degree",
@@ -49,10 +57,32 @@ ZERO = Source(
 )
 DEEPSPEED_CONFIG = Source(
     title="DeepSpeed ZeRO configuration",
-    where=(
-        "deepspeed/runtime/zero/config.py: reduce_bucket_size, stage3_prefetch_bucket_size, stage3_max_live_parameters"
-    ),
+    where=("deepspeed/runtime/zero/config.py: reduce_bucket_size, allocated whole"),
     url="https://github.com/deepspeedai/DeepSpeed/blob/master/deepspeed/runtime/zero/config.py",
+)
+DEEPSPEED_LIVE = Source(
+    title="DeepSpeed ZeRO-3 parameter coordinator",
+    where=(
+        "deepspeed/runtime/zero/partitioned_param_coordinator.py, fetch_sub_module(): every module prefetches up to "
+        "stage3_max_live_parameters; __params_to_release(): stage3_max_reuse_distance"
+    ),
+    url="https://github.com/deepspeedai/DeepSpeed/blob/master/deepspeed/runtime/zero/partitioned_param_coordinator.py",
+)
+DEEPSPEED_PERSISTENCE = Source(
+    title="DeepSpeed ZeRO-3 persistent parameters",
+    where=(
+        "deepspeed/runtime/zero/parameter_offload.py, mark_persistent_parameters(): not larger than "
+        "stage3_param_persistence_threshold; stage3.py, _post_step() gathers them again"
+    ),
+    url="https://github.com/deepspeedai/DeepSpeed/blob/master/deepspeed/runtime/zero/parameter_offload.py",
+)
+ZERO_PLUS_PLUS = Source(
+    title="Wang et al. 2023, ZeRO++: Extremely Efficient Collective Communication for Giant Model Training",
+    where=(
+        "Section 3.2, hierarchical partitioning (hpZ); partition_parameters.py, _partition_param_sec(); stage3.py, "
+        "invalidate_secondary_tensor() at the end of the step"
+    ),
+    url="https://arxiv.org/abs/2306.10209",
 )
 DEEPSPEED_STEP = Source(
     title="DeepSpeed ZeRO optimizer step",
@@ -76,6 +106,22 @@ MEGATRON_OPTIMIZER = Source(
     title="Megatron-LM distributed optimizer",
     where="docs/user-guide/features/dist_optimizer.md: bytes per parameter by data type, 6 + 12/d for BF16",
     url="https://github.com/NVIDIA/Megatron-LM/blob/main/docs/user-guide/features/dist_optimizer.md",
+)
+MEGATRON_BUFFERS = Source(
+    title="Megatron-Core parameter layout",
+    where=(
+        "megatron/core/optimizer/param_layout.py: pad_param_start() to 64 elements, bucket_end_divisor() to "
+        "lcm(data-parallel ranks, 128)"
+    ),
+    url="https://github.com/NVIDIA/Megatron-LM/blob/main/megatron/core/optimizer/param_layout.py",
+)
+MEGATRON_LAYER_WISE = Source(
+    title="Megatron-Core layer-wise distributed optimizer",
+    where=(
+        "megatron/core/optimizer/layer_wise_optimizer.py: whole matrices are dealt out to data-parallel ranks, with "
+        "their FP32 weights; the distributed optimizer cuts everything else"
+    ),
+    url="https://github.com/NVIDIA/Megatron-LM/blob/main/megatron/core/optimizer/layer_wise_optimizer.py",
 )
 TORCH_OPTIM = Source(
     title="PyTorch optimizers",
@@ -180,6 +226,14 @@ CUDA_CONTEXT = Source(
     title="CUDA context on data-centre GPUs, driver 590",
     where="nvidia-smi captures: 518 MiB at 132 SMs, 248 at 60, 146 at 32, which is 26 + 3.73 MiB per SM",
     url="https://docs.nvidia.com/cuda/cuda-c-best-practices-guide/",
+)
+NARROW_CUDA_CONTEXT = Source(
+    title="CUDA context on GPUs with 48 warps per SM",
+    where=(
+        "NVML before and after a context exists: 555 MiB at 188 SMs and 107 at 34 (llama.cpp #23604), 426 at 142 "
+        "(unsloth-zoo #1053), 256 at 82 (InvokeAI #9413), which is 3.05 MiB per SM"
+    ),
+    url="https://github.com/ggml-org/llama.cpp/pull/23604",
 )
 CUBLAS_WORKSPACE = Source(
     title="PyTorch cuBLAS workspaces",

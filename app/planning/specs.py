@@ -107,6 +107,10 @@ class Precision(Spec):
     """
     optimizer_states: StateFormat = "fp32"
     """Format of the optimizer's states."""
+    second_moments: StateFormat | None = None
+    """Format of Adam's second moment where it has one of its own: `exp_avg_sq_dtype` of Megatron's precision-aware
+    optimizer. Default: that of `optimizer_states`.
+    """
 
 
 class Lora(Spec):
@@ -165,6 +169,10 @@ class Training(Spec):
     """Tokens per sequence; of an encoder-decoder model, per source sequence. Default 2,048, or the longest the model
     takes if that is shorter.
     """
+    packing: StrictBool = False
+    """Each sequence is packed with several documents, which do not attend to each other: flash attention takes their
+    boundaries, `sdpa` a mask of all tokens of a sequence by all. False also where documents do attend to each other.
+    """
     recompute: Recompute = "none"
     """Activations made again in backward instead of kept: none; modules of a block (`selective`: the attention core, or
     `recompute_modules`; under torchtitan, operators); or each block (`full`).
@@ -222,13 +230,33 @@ class Parallelism(Spec):
     zero_stage: Annotated[StrictInt, Field(ge=0, le=3)] = 0
     """What data-parallel ranks shard: 0 nothing (DDP), 1 optimizer states, 2 gradients too, 3 weights too (FSDP)."""
     sharding_group_size: Degree | None = None
-    """Ranks over which ZeRO or FSDP shards; groups replicate each other (hybrid sharding). Default: all data-parallel
-    ranks.
+    """Ranks over which ZeRO or FSDP shards; groups replicate each other (hybrid sharding; under DeepSpeed MiCS, its
+    `mics_shard_size`). Default: all data-parallel ranks.
     """
     reduce_bucket_size: Annotated[StrictInt, Field(ge=1, le=2**34)] | None = None
     """Elements of DeepSpeed's reduce bucket. Default 500,000,000, DeepSpeed's own; Hugging Face's `auto` is
     `hidden_size` squared.
     """
+    zero_hpz_partition_size: Degree | None = None
+    """ZeRO++'s hpZ under DeepSpeed: ranks that share a second 16-bit copy of the weights, made in forward for backward,
+    while all states stay sharded over every rank. Default: no second copy.
+    """
+    stage3_max_live_parameters: Annotated[StrictInt, Field(ge=0, le=LARGEST_COUNT)] | None = None
+    """Elements that DeepSpeed's ZeRO-3 keeps gathered at most, as far as it may choose. Default 1,000,000,000."""
+    stage3_prefetch_bucket_size: Annotated[StrictInt, Field(ge=0, le=LARGEST_COUNT)] | None = None
+    """Elements that each module under DeepSpeed's ZeRO-3 gathers ahead, so that soon as many are live as may be; 0 for
+    none. Default 50,000,000.
+    """
+    stage3_max_reuse_distance: Annotated[StrictInt, Field(ge=0, le=LARGEST_COUNT)] | None = None
+    """Elements used in between, up to which DeepSpeed's ZeRO-3 keeps a gathered weight for its next use. Default
+    1,000,000,000.
+    """
+    stage3_param_persistence_threshold: Annotated[StrictInt, Field(ge=0, le=LARGEST_COUNT)] | None = None
+    """Elements up to which DeepSpeed's ZeRO-3 keeps a weight whole on every rank. Default 100,000; Hugging Face's
+    `auto` is 10 times `hidden_size`.
+    """
+    stage3_model_persistence_threshold: Annotated[StrictInt, Field(ge=0, le=LARGEST_COUNT)] | None = None
+    """Elements that all weights kept whole so have at most. Default: no limit."""
     tensor_parallel_size: Degree = 1
     """Ranks that split each layer's matrices."""
     sequence_parallel: StrictBool = False

@@ -11,10 +11,11 @@ tensor parallelism.
 
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import get_args
 
-from app.planning.ledger import Segment
-from app.planning.optimizers import ELEMENT_WISE, OptimizerStates, Trained, cut_of, states_of
-from app.planning.recipe import Rules
+from app.planning.ledger import Segment, Weight
+from app.planning.optimizers import ELEMENT_WISE, Cut, OptimizerStates, Trained, cut_of, largest_matrix, states_of
+from app.planning.recipe import Rules, is_precision_aware
 from app.planning.sizes import Size, ceil_div, largest, named, smallest, total
 from app.planning.sources import (
     CHECKPOINT,
@@ -26,6 +27,7 @@ from app.planning.sources import (
     ZERO,
     Source,
 )
+from app.planning.specs import FloatFormat
 from app.planning.term import Term
 from app.planning.timeline import NOTHING, Moment, offloaded_bytes
 from app.precision.formats import FORMATS
@@ -59,6 +61,20 @@ def stored_bytes(elements: Size, format: str) -> Size:
             ceil_div(elements, Size.of(2)) + ceil_div(elements, Size.of(64)) + ceil_div(elements, Size.of(16_384)) * 4
         )
     return elements * element_bytes(format)
+
+
+def gathered_bytes(rules: Rules, segment: Segment) -> Size:
+    """Bytes of the gathered weights of one repeat: in the compute format, or as they are quantized."""
+    elements: dict[str, Size] = {}
+    for weight in segment.weights:
+        format = str(weight.format) if is_quantized(weight) else rules.precision.compute
+        elements[format] = elements.get(format, NOTHING) + weight.elements
+    return total(stored_bytes(amount, format) for format, amount in elements.items())
+
+
+def is_quantized(weight: Weight) -> bool:
+    """Whether a weight is kept in a format that nothing computes in."""
+    return weight.format is not None and weight.format not in get_args(FloatFormat)
 
 
 @lru_cache(maxsize=512)
@@ -105,14 +121,22 @@ def kept(rules: Rules, segments: tuple[Segment, ...]) -> list[Term]:
         terms.append(Term("buffers", "weights", buffers, TENSOR_SIZE))
     if rules.offload != "none":
         return terms
-    shard = trainable(rules, split=rules.states_sharded)
     if precision.master_weights is not None:
+        shard = _stepped_elements(rules, segments)
         terms.append(
             Term("master_weights", "optimizer_states", shard * element_bytes(precision.master_weights), source)
         )
     for name, own in _optimizer_parts(rules, segments):
         terms.append(Term(f"optimizer_states{name}", "optimizer_states", own.bytes - own.evictable, own.source))
     return terms
+
+
+def made_in_first_step(rules: Rules) -> bool:
+    """Whether the optimizer makes its states in its first step, as those of PyTorch, bitsandbytes and Transformer
+    Engine do, rather than before training: DeepSpeed takes a step over zeros for it, torch's Adagrad and Shampoo make
+    them when they are built.
+    """
+    return rules.framework != "deepspeed" and rules.optimizer not in ("adagrad", "shampoo")
 
 
 def host_bytes(rules: Rules, segments: tuple[Segment, ...]) -> list[Term]:
@@ -144,6 +168,14 @@ def host_bytes(rules: Rules, segments: tuple[Segment, ...]) -> list[Term]:
     return terms
 
 
+def _stepped_elements(rules: Rules, segments: tuple[Segment, ...]) -> Size:
+    """Elements that the rank with most of them steps over; where matrices are dealt out whole, at least the largest."""
+    shard = trainable(rules, split=rules.states_sharded)
+    if _cut(rules) != "tensors":
+        return shard
+    return largest(shard, largest_matrix(Trained.of(weight) for segment in segments for weight in segment.weights))
+
+
 def _optimizer_parts(rules: Rules, segments: tuple[Segment, ...]) -> list[tuple[str, OptimizerStates]]:
     """The states of everything, or of experts apart where they are sharded over other ranks."""
     parts = [("", optimizer_states(rules, segments, experts=False))]
@@ -167,17 +199,22 @@ def optimizer_states(rules: Rules, segments: tuple[Segment, ...], *, experts: bo
             and not segment.frozen
             and (rules.experts_apart and weight.component == "routed_experts") == experts
         ]
-    cut = cut_of(rules.optimizer, rules.framework, max(rules.zero_stage, int(rules.states_sharded)))
+    cut = _cut(rules)
     return states_of(
         rules.optimizer,
         rules.optimizer_implementation,
         trained,
         state_bytes=element_bytes(rules.precision.optimizer_states),
+        second_bytes=element_bytes(rules.precision.second_moments or rules.precision.optimizer_states),
         cut=cut,
         shards=Size.of(1) if cut == "whole" else shards,
         galore_rank=rules.galore_rank,
         block=largest(NOTHING, *(segment.parameters for segment in segments if segment.block)),
     )
+
+
+def _cut(rules: Rules) -> Cut:
+    return cut_of(rules.optimizer, rules.framework, max(rules.zero_stage, int(rules.states_sharded)))
 
 
 def _weights(rules: Rules, segments: tuple[Segment, ...]) -> list[Term]:
@@ -354,8 +391,12 @@ def step(rules: Rules, segments: tuple[Segment, ...]) -> list[Term]:
 
 
 def _wide_gradients(rules: Rules) -> list[Term]:
-    """FP32 copies of 16-bit gradients for the master weights. Megatron lets go of them when the next step begins."""
+    """FP32 copies of 16-bit gradients for the master weights. Megatron lets go of them when the next step begins; its
+    precision-aware optimizer reads gradients as they are.
+    """
     precision = rules.precision
+    if rules.framework == "megatron" and is_precision_aware(precision):
+        return []
     if (
         rules.framework not in ("deepspeed", "megatron")
         or not precision.master_weights

@@ -65,6 +65,7 @@ TRAINING = st.fixed_dictionaries(
         "transformers_version": mostly(None, st.sampled_from(["4.40", "4.46.3", "5.2"])),
         "optimizer_in_backward": mostly(False, st.just(True)),
         "offload_checkpoints": mostly(False, st.just(True)),
+        "packing": mostly(False, st.just(True)),
         "use_reentrant": mostly(False, st.just(True)),
         "expert_load_percent": mostly(100, st.just(150)),
     }
@@ -82,6 +83,8 @@ PARALLELISM = st.fixed_dictionaries(
         "data_parallel_size": st.sampled_from([1, 2, 8]),
         "zero_stage": st.integers(0, 3),
         "sharding_group_size": mostly(None, st.just(2)),
+        "zero_hpz_partition_size": mostly(None, st.just(2)),
+        "stage3_param_persistence_threshold": mostly(None, st.just(10_000)),
         "tensor_parallel_size": st.sampled_from([1, 1, 2, 4]),
         "sequence_parallel": mostly(False, st.just(True)),
         "pipeline_parallel_size": st.sampled_from([1, 1, 2, 4]),

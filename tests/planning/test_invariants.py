@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from app import catalog
 from app.errors import InvalidInput
-from app.planning import states
 from app.planning.architecture import Architecture, from_config
 from app.planning.ledger import Segment
 from app.planning.lora import adapters
 from app.planning.memory import MemoryEstimate, MemoryInputs, estimate, layout_sizes
-from app.planning.peaks import segments_of, step_moments
+from app.planning.peaks import bytes_between_steps, counts_on_rank, segments_of, step_moments
 from app.planning.pipeline import Stage, layer_counts, stages
 from app.planning.recipe import Recipe, resolve
 from app.planning.sizes import evaluate
@@ -186,7 +185,7 @@ def stages_of(
     for stage in spread:
         segments = segments_of(recipe, architecture, stage)
         own = sizes | (stage.sizes if stage is not None else {})
-        counts = states.counts_on_rank(segments, experts_apart=recipe.rules.experts_apart)
+        counts = counts_on_rank(recipe.rules, segments)
         counted.append((recipe, segments, own | {name: count.evaluate(own) for name, count in counts.items()}))
     return counted
 
@@ -213,7 +212,7 @@ def test_each_stage_holds_its_largest_moment(request: Request, cuts: list[int]) 
     of_stages = stages_of((MODELS[name], training, layout))
     for stage, (recipe, segments, sizes) in zip(answer.pipeline_stages, of_stages, strict=True):
         highest = max(moment.allocated.evaluate(sizes) for moment in step_moments(recipe.rules, segments))
-        between_steps = sum(term.bytes.evaluate(sizes) for term in states.between_steps(recipe.rules, segments))
+        between_steps = bytes_between_steps(recipe.rules, segments).evaluate(sizes)
         assert stage.allocated_bytes == highest + workspaces
         assert stage.between_steps_bytes == between_steps + workspaces
 

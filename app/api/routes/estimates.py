@@ -30,8 +30,8 @@ def estimate_memory(
     is judged by `upper_bound_bytes`, which is calibrated on published runs: where the request has features that no run
     or traced step covers, it is wider and `warnings` names them. `pipeline_stages` has every stage's peak as
     nvidia-smi, `torch.cuda.max_memory_reserved` and `max_memory_allocated` count it, and `memory_allocated` between
-    steps. `host` is what offloading and paged optimizers keep in host memory. Every formula gives its bytes when
-    evaluated with the answer's `sizes`.
+    steps, and the micro batches in flight on each of its `chunks`. `host` is what offloading and paged optimizers keep
+    in host memory. Every formula gives its bytes when evaluated with the answer's `sizes`.
     """
     found = find_in_hub(request.model, catalog, hub)
     return memory.estimate(resolve_memory(request, catalog, found))
