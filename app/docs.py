@@ -15,11 +15,11 @@ from app.planning.passing import in_passing
 from app.planning.pipeline import Stage, stages
 from app.planning.recipe import Recipe, resolve
 from app.planning.sizes import Size, named
-from app.planning.sources import Source
 from app.planning.specs import BaseFormat, Framework, Optimizer, Parallelism, PipelineSchedule, Training
 from app.planning.term import Term
 from app.planning.timeline import casts_of, kept_after_forward
 from app.settings import Settings
+from app.sources import Source
 from app.units import MIB
 
 FOLDER = Path("docs")

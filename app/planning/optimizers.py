@@ -30,9 +30,9 @@ from app.planning.sources import (
     SOPHIA,
     TORCH_OPTIM,
     TORCHAO_OPTIM,
-    Source,
 )
 from app.planning.specs import Framework, Optimizer, OptimizerImplementation
+from app.sources import Source
 
 Cut = Literal["whole", "rows", "flat", "tensors"]
 """How data-parallel ranks share the states: not at all; each tensor cut along its first dimension (FSDP2); all tensors

@@ -25,12 +25,12 @@ from app.planning.sources import (
     LIGER,
     MEGATRON_ACTIVATIONS,
     PACKING,
-    Source,
 )
 from app.planning.specs import Gpu
 from app.planning.term import Component, Term
 from app.planning.timeline import Moment, moments
 from app.precision.formats import FORMATS
+from app.sources import Source
 
 
 def segments_of(recipe: Recipe, architecture: Architecture, stage: Stage | None) -> tuple[Segment, ...]:

@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 from app.errors import InvalidInput
 from app.planning.sizes import Size, named
-from app.planning.sources import RULE_OF_THUMB, Source
+from app.planning.sources import RULE_OF_THUMB
+from app.sources import Source
 
 WEIGHT_BYTES = MappingProxyType({"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1})
 

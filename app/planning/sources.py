@@ -1,16 +1,6 @@
 """Where each formula comes from. A memory component cannot be built without one of these."""
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A paper, a data sheet, or a file of a framework. `where` says what to look at inside; `url` leads there."""
-
-    title: str
-    where: str
-    url: str
-
+from app.sources import Source
 
 TENSOR_SIZE = Source(
     title="PyTorch tensor storage",

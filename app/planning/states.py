@@ -25,12 +25,12 @@ from app.planning.sources import (
     TENSOR_SIZE,
     TORCH_OPTIM,
     ZERO,
-    Source,
 )
 from app.planning.specs import FloatFormat
 from app.planning.term import Term
 from app.planning.timeline import NOTHING, Moment, offloaded_bytes
 from app.precision.formats import FORMATS
+from app.sources import Source
 
 PARAMETERS = named("parameters_on_rank")
 TRAINABLE = named("trainable_parameters_on_rank")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.planning.sizes import Size, Sizes
-from app.planning.sources import Source
+from app.sources import Source
 
 Group = Literal["weights", "gradients", "optimizer_states", "activations", "temporary", "framework"]
 
