@@ -228,20 +228,30 @@ _WRONG: dict[str, list[object]] = {
     "integer": ["5", True, 5.5],
     "number": ["5", True],
     "boolean": ["true", 1, 0],
+    "number or text": [True, None],
 }
 
 
-def places(schema: dict[str, Any], path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Every place of a body where the schema has a number or a boolean, with its JSON type."""
+def places(
+    schema: dict[str, Any], path: tuple[str | int, ...] = (), *, or_text: bool = False
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Every place of a body where the schema has a number or a boolean, with its JSON type, or that of a number which
+    may also be written as any text.
+    """
     schema = resolved(schema)
-    for choice in (*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ())):
-        yield from places(choice, path)
+    choices = (*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ()))
+    for choice in choices:
+        yield from places(choice, path, or_text=any(is_any_text(resolved(other)) for other in choices))
     if schema.get("type") in _WRONG:
-        yield path, schema["type"]
+        yield path, "number or text" if or_text and schema["type"] == "number" else schema["type"]
     for name, field in schema.get("properties", {}).items():
         yield from places(field, (*path, name))
     if "items" in schema:
         yield from places(schema["items"], (*path, 0))
+
+
+def is_any_text(schema: dict[str, Any]) -> bool:
+    return schema.get("type") == "string" and not {"enum", "const", "format"} & schema.keys()
 
 
 def resolved(schema: dict[str, Any]) -> dict[str, Any]:
@@ -296,6 +306,7 @@ def test_the_search_for_numbers_finds_them() -> None:
     assert ("POST /v1/estimates/memory", ("training", "micro_batch_size")) in found
     assert ("POST /v1/agent/reports", ("reports", 0, "gpus", 0, "processes", 0, "used_memory_bytes")) in found
     assert ("POST /v1/agent/reports", ("reports", 0, "node", "demo")) in found
+    assert ("POST /v1/precision/convert", ("values", 0)) in found
     assert len(found) > 50
 
 

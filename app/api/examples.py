@@ -128,3 +128,44 @@ INSPECT: dict[str, Any] = {
         "value": {"model": {"id": "Qwen/Qwen2.5-7B"}, "lora": {"rank": 16, "target_modules": "all-linear"}},
     },
 }
+
+CONVERT: dict[str, Any] = {
+    "pi": {
+        "summary": "What π is in 16 and 8 bits",
+        "value": {"values": [3.141592653589793], "from": "fp32", "to": ["fp16", "bf16", "int8"]},
+    },
+    "edges": {
+        "summary": "Overflow, the subnormal range, and what JSON has no number for",
+        "value": {
+            "values": [65504, 65520, 1e-7, "5.96e-8", "0x1p-25", "-0", "NaN", "-Infinity"],
+            "from": "fp64",
+            "to": ["fp16", "bf16", "fp8_e4m3", "fp8_e5m2"],
+        },
+    },
+    "saturated": {
+        "summary": "FP8 as training libraries make it: scaled to the largest magnitude, saturated",
+        "value": {
+            "values": [0.02, -1.5, 900.0, 0.0003],
+            "from": "bf16",
+            "to": ["fp8_e4m3", "fp8_e5m2"],
+            "scheme": {"kind": "symmetric", "scale_floats": True, "saturate": True},
+        },
+    },
+    "channels": {
+        "summary": "A 2 × 4 weight in 4-bit integers, with a scale and a zero point for each output",
+        "value": {
+            "values": [0.1, -0.2, 0.3, 0.05, 8.0, 2.5, 4.0, 1.0],
+            "from": "fp32",
+            "to": ["int4", "uint4"],
+            "scheme": {"kind": "affine", "granularity": "channel", "shape": [2, 4]},
+        },
+    },
+    "blocks": {
+        "summary": "Block formats side by side",
+        "value": {
+            "values": [0.5, -1.25, 3.0, 0.01, 0.0, 6.5, -0.75, 2.0],
+            "from": "bf16",
+            "to": ["mxfp8", "mxfp4", "nvfp4", "nf4", "nf4-double"],
+        },
+    },
+}

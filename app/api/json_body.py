@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from app.errors import MalformedBody
+from app.precision.numerals import WrittenNumber
 
 MAX_DEPTH = 64
 MAX_INTEGER_DIGITS = 100
@@ -27,14 +28,17 @@ class _Refused(ValueError):
     """The text is JSON to the standard library, but not to us; where, is found by reading it again."""
 
 
-def parse(body: bytes) -> Any:
-    """The JSON value in `body`. Raises MalformedBody with line and column of the first thing that is wrong."""
+def parse(body: bytes, *, as_written: bool = False) -> Any:
+    """The JSON value in `body`. Raises MalformedBody with line and column of the first thing that is wrong.
+
+    With `as_written`, fractions and -0 come as WrittenNumber, and none is too large.
+    """
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise MalformedBody(f"the body is not UTF-8: byte {body[error.start]:#04x} at offset {error.start}") from None
     try:
-        value = _DECODER.decode(text.removeprefix("\ufeff"))
+        value = (_WRITTEN_DECODER if as_written else _DECODER).decode(text.removeprefix("\ufeff"))
         if text.count("[") + text.count("{") > MAX_DEPTH:
             _check_depth(value)
         if "\\u" in text or "\0" in text:
@@ -43,7 +47,7 @@ def parse(body: bytes) -> Any:
         problem = error.msg[:1].lower() + error.msg[1:].removesuffix(" at")
         raise MalformedBody(f"{problem} at line {error.lineno}, column {error.colno}") from None
     except (_Refused, RecursionError):
-        raise MalformedBody(_first_fault(text)) from None
+        raise MalformedBody(_first_fault(text, as_written=as_written)) from None
     return value
 
 
@@ -70,7 +74,14 @@ def _constant(_: str) -> NoReturn:
     raise _Refused
 
 
+def _written_integer(text: str) -> int | WrittenNumber:
+    return WrittenNumber(text) if text == "-0" else _integer(text)
+
+
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_integer, parse_float=_number, parse_constant=_constant)
+_WRITTEN_DECODER = json.JSONDecoder(
+    object_pairs_hook=_pairs, parse_int=_written_integer, parse_float=WrittenNumber, parse_constant=_constant
+)
 
 
 def _levels(value: Any) -> Iterator[list[Any]]:
@@ -101,7 +112,7 @@ def _check_strings(value: Any) -> None:
             raise _Refused
 
 
-def _first_fault(text: str) -> str:
+def _first_fault(text: str, *, as_written: bool) -> str:
     """What the first refused token is and where, for text that has one. Slow, hence only for refused bodies."""
     keys: list[set[str] | None] = []
     for token in _TOKEN.finditer(text):
@@ -110,14 +121,15 @@ def _first_fault(text: str) -> str:
             keys.append(set() if word == "{" else None)
         elif word in "]}":
             keys.pop()
-        if reason := _fault(word, keys, is_key=_COLON.match(text, token.end()) is not None):
+        is_key = _COLON.match(text, token.end()) is not None
+        if reason := _fault(word, keys, is_key=is_key, as_written=as_written):
             line = text.count("\n", 0, token.start()) + 1
             column = token.start() - text.rfind("\n", 0, token.start())
             return f"{reason} at line {line}, column {column}"
     return "the body has a value that cannot be read"
 
 
-def _fault(word: str, keys: list[set[str] | None], *, is_key: bool) -> str | None:
+def _fault(word: str, keys: list[set[str] | None], *, is_key: bool, as_written: bool) -> str | None:
     if len(keys) > MAX_DEPTH:
         return f"nested more than {MAX_DEPTH} levels deep"
     if word.startswith('"'):
@@ -126,7 +138,8 @@ def _fault(word: str, keys: list[set[str] | None], *, is_key: bool) -> str | Non
         return f"{word} is not a JSON number"
     if word.lstrip("-").isdigit() and len(word) > MAX_INTEGER_DIGITS:
         return f"an integer of {len(word)} digits"
-    return "a number too large for a 64-bit float" if word[-1].isdigit() and math.isinf(float(word)) else None
+    is_too_large = not as_written and word[-1].isdigit() and math.isinf(float(word))
+    return "a number too large for a 64-bit float" if is_too_large else None
 
 
 def _fault_of_text(word: str, seen: set[str] | None) -> str | None:

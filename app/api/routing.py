@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Coroutine, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -23,29 +24,39 @@ _LONGEST_NAME = 100
 _PARSED_IN_LOOP_BYTES = 65_536  # a body above this is parsed in a thread: it would hold up everybody else's requests
 
 
-def v1_router(tag: str) -> APIRouter:
-    """A router for operations under `/v1`, listed in the docs under `tag`. Each operation must ask for a role
-    itself."""
-    return APIRouter(prefix="/v1", tags=[tag], route_class=StrictRoute)
+def v1_router(tag: str, *, numbers_as_written: bool = False) -> APIRouter:
+    """A router for operations under `/v1`, listed in the docs under `tag`. Each operation must ask for a role itself.
+
+    With `numbers_as_written`, numbers of a body keep their text (`json_body.WrittenNumber`).
+    """
+    return APIRouter(prefix="/v1", tags=[tag], route_class=_WrittenRoute if numbers_as_written else StrictRoute)
 
 
 class StrictRequest(Request):
     """A request whose JSON is read by `json_body.parse`. `state.body_sha256` is the hash of what the body means."""
 
+    numbers_as_written = False
+
     async def json(self) -> Any:
         """The body's value, parsed once. Raises MalformedBody."""
         if not hasattr(self, "_json"):
             body = await self.body()
-            in_thread = len(body) > _PARSED_IN_LOOP_BYTES
-            self._json = await run_in_threadpool(json_body.parse, body) if in_thread else json_body.parse(body)
+            parse = partial(json_body.parse, body, as_written=self.numbers_as_written)
+            self._json = await run_in_threadpool(parse) if len(body) > _PARSED_IN_LOOP_BYTES else parse()
             if "idempotency-key" in self.headers:
                 canonical = json.dumps(self._json, sort_keys=True, separators=(",", ":"))
                 self.state.body_sha256 = hashlib.sha256(canonical.encode()).digest()
         return self._json
 
 
+class _WrittenRequest(StrictRequest):
+    numbers_as_written = True
+
+
 class StrictRoute(APIRoute):
     """A route that authenticates first and refuses unknown query parameters, foreign media types and loose JSON."""
+
+    request_class: type[StrictRequest] = StrictRequest
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler that FastAPI calls for each request."""
@@ -60,13 +71,17 @@ class StrictRoute(APIRoute):
             if reads_body:
                 _check_media_type(request.headers)
             try:
-                return await handler(StrictRequest(request.scope, request.receive))
+                return await handler(self.request_class(request.scope, request.receive))
             except HTTPException as error:
                 if isinstance(error.__cause__, TonnageError):  # FastAPI wraps whatever reading the body raised
                     raise error.__cause__ from None
                 raise
 
         return strict
+
+
+class _WrittenRoute(StrictRoute):
+    request_class = _WrittenRequest
 
 
 def _check_query(request: Request, path: str) -> None:

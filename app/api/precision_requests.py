@@ -1,0 +1,43 @@
+"""What the operations of `/v1/precision` are asked."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator, StrictStr, WithJsonSchema
+
+from app.planning.specs import Spec
+from app.precision.convert import MAX_VALUES
+from app.precision.numerals import MAX_LENGTH
+from app.precision.scheme import ShapedScheme
+
+
+def _numeral(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        what = 'should be a number, or a text such as "0.1", "0x1.8p3", "NaN" or "-Infinity"'
+        raise ValueError(what)  # noqa: TRY004 - what pydantic tells a caller
+    return value
+
+
+Value = Annotated[
+    Any,
+    PlainValidator(_numeral),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "number"}, {"type": "string", "maxLength": MAX_LENGTH}],
+            "description": "A number; or a text that says one.",
+        }
+    ),
+]
+FormatName = Annotated[StrictStr, Field(min_length=1, max_length=100)]
+
+
+class ConvertRequest(Spec):
+    """Numbers to convert."""
+
+    values: Annotated[list[Value], Field(min_length=1, max_length=MAX_VALUES)]
+    """The numbers: JSON numbers, or texts for what JSON cannot say."""
+    source: Annotated[FormatName, Field(alias="from")]
+    """Format that the numbers are in: each is first rounded to it, once. A float or an integer without scales."""
+    to: Annotated[list[FormatName], Field(min_length=1, max_length=30)]
+    """Formats to convert to (`GET /v1/precision/formats`)."""
+    scheme: ShapedScheme = ShapedScheme()
+    """How integers get their scales, and how all formats round and saturate. Default: scale 1, to the nearest."""
