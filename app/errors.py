@@ -6,6 +6,7 @@ TonnageError
 │   ├── UnsupportedModel      a model family or field whose meaning is unknown
 │   └── ImpossibleLayout      sizes that do not divide what they split, or more ranks than GPUs
 ├── MalformedBody             not JSON, not UTF-8, a duplicate key, a NaN
+│   └── MalformedTensors      a file of tensors that is cut short, or is not what its header says
 ├── BodyTooLarge
 ├── UnsupportedMediaType
 ├── NotFound
@@ -109,6 +110,15 @@ class MalformedBody(TonnageError):
 
     slug = "malformed-body"
     title = "The body is not valid JSON"
+
+
+class MalformedTensors(MalformedBody):
+    """The file of tensors is cut short, or its header cannot be true: offsets that overlap or leave gaps, sizes that do
+    not fit shapes, unknown types.
+    """
+
+    slug = "malformed-tensors"
+    title = "The file of tensors cannot be read"
 
 
 class BodyTooLarge(TonnageError):

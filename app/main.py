@@ -83,6 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_bytes=settings.max_body_bytes,
         max_in_flight=settings.max_requests_in_flight,
         exempt=operations.PATHS,
+        streamed={precision.TENSORS_PATH: settings.max_tensors_bytes},
     )
     app.add_middleware(Envelope, metrics=service.metrics)
     problems.install(app)

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from app.units import KIB, MIB, parse_bytes
+from app.units import GIB, KIB, MIB, TIB, parse_bytes
 
 PREFIX = "TONNAGE_"
 AGENT_PREFIX = "TONNAGE_AGENT_"
@@ -88,6 +88,7 @@ def _token(value: SecretStr) -> SecretStr:
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Size = Annotated[int, BeforeValidator(_size), Field(ge=KIB, le=1024 * MIB)]
+FileSize = Annotated[int, BeforeValidator(_size), Field(ge=KIB, le=1024 * TIB)]
 HostName = Annotated[str, AfterValidator(_host)]
 
 
@@ -120,6 +121,16 @@ class Settings(BaseModel):
 
     max_body_bytes: Size = 8 * MIB
     """Largest request body that is read, such as `8388608` or `8 MiB`; a larger one is answered 413."""
+
+    max_tensors_bytes: FileSize = 256 * GIB
+    """Largest file of tensors that `/v1/precision/tensors` reads, such as `256 GiB`; it is never held as a whole."""
+
+    max_spool_bytes: FileSize = 16 * GIB
+    """Largest tensor of such a file that is written to disk, because its scales are known only once it is read."""
+
+    spool_dir: Annotated[Path, AfterValidator(Path.absolute)] | None = None
+    """Directory on a disk for these tensors, one file each without a name, gone when it is closed; by default the
+    system's for temporary files."""
 
     max_requests_in_flight: Annotated[int, Field(ge=1, le=100_000)] = 200
     """Requests worked on at once; one more is answered 503 instead of being queued without end."""

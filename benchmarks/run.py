@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import precision
 
 from app import catalog
 from app.planning.architecture import Architecture, bare_count, from_config
@@ -298,5 +299,7 @@ def beside_accelerate() -> None:
 if __name__ == "__main__":
     every_reference_config()
     is_within_budget = planning()
+    precision.numbers(cpu_seconds, say)
+    precision.files(say)
     beside_accelerate()
     sys.exit(0 if is_within_budget else "benchmarks: a figure is over its budget")

@@ -39,7 +39,11 @@ OPERATIONS = {
     for path, item in DOCUMENT["paths"].items()
     for method, operation in item.items()
 }
-BODIES = {name: operation for name, operation in OPERATIONS.items() if "requestBody" in operation}
+BODIES = {
+    name: operation
+    for name, operation in OPERATIONS.items()
+    if "application/json" in operation.get("requestBody", {}).get("content", ())
+}
 EXAMPLES = {
     f"{name} {label}": (name, example["value"])
     for name, operation in BODIES.items()

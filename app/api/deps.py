@@ -4,9 +4,10 @@
 never claims what the database then refuses.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from threading import BoundedSemaphore
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -15,10 +16,16 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.api.hub_models import HubModels
 from app.api.metrics import Metrics
+from app.api.tensor_reports import TensorUpload
+from app.api.uploads import Upload
 from app.catalog import Catalog
+from app.errors import Unavailable
 from app.settings import Settings
 from app.storage import db
 from app.storage.inventory import Freshness
+
+MAX_TENSOR_READERS = 4
+"""Files of tensors that one process reads at once."""
 
 
 @dataclass(slots=True)
@@ -36,6 +43,9 @@ class Service:
 
     hub: HubModels | None = None
     """Where models are looked up that the catalogue does not have; None when no hub is set."""
+
+    tensor_readers: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MAX_TENSOR_READERS))
+    """One for each file of tensors that is being read: each holds a thread for as long as it takes."""
 
     is_draining: bool = False
     """Set when the process is about to stop: readiness turns false while requests are still answered."""
@@ -67,11 +77,23 @@ async def _catalog(request: Request) -> Catalog:
     return service_of(request).catalog
 
 
+async def _tensors(request: Request) -> AsyncIterator[TensorUpload]:
+    service = service_of(request)
+    if not service.tensor_readers.acquire(blocking=False):
+        raise Unavailable(f"{MAX_TENSOR_READERS} files of tensors are being read already; send this one again later")
+    try:
+        settings = service.settings
+        yield TensorUpload(Upload(request), settings.spool_dir, settings.max_spool_bytes)
+    finally:
+        service.tensor_readers.release()
+
+
 async def _hub(request: Request) -> HubModels | None:
     return service_of(request).hub
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
 CatalogDep = Annotated[Catalog, Depends(_catalog)]
+TensorUploadDep = Annotated[TensorUpload, Depends(_tensors)]
 HubDep = Annotated[HubModels | None, Depends(_hub)]
 Tx = Annotated[Session, Depends(_tx, scope="function")]

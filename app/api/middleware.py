@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -115,12 +115,21 @@ class _Answer:
 class Limits:
     """Refuses a body above `max_body_bytes`, declared or streamed, and a request above `max_in_flight` at once.
 
-    `exempt` paths are answered however busy the service is, so that it is not restarted for being popular.
+    `exempt` paths are answered however busy the service is, so that it is not restarted for being popular. Paths of
+    `streamed` read their bodies as they come in, and have limits of their own.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, max_in_flight: int, exempt: Iterable[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body_bytes: int,
+        max_in_flight: int,
+        exempt: Iterable[str],
+        streamed: Mapping[str, int],
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._streamed = dict(streamed)
         self._max_in_flight = max_in_flight
         self._exempt = frozenset(exempt)
         self._in_flight = 0
@@ -130,8 +139,10 @@ class Limits:
         if scope["type"] != "http" or scope["path"] in self._exempt:
             await self._app(scope, receive, send)
             return
-        body = _CountedBody(receive, self._max_body_bytes, scope)
-        if body.declared_bytes > self._max_body_bytes:
+        streamed = self._streamed.get(scope["path"])
+        limit = self._max_body_bytes if streamed is None else streamed
+        body = _CountedBody(receive, limit, scope, is_streamed=streamed is not None)
+        if body.declared_bytes > limit:
             await _refuse(body.too_large(), body, scope, send)
         elif self._in_flight >= self._max_in_flight:
             await _refuse(Unavailable("too many requests at once; send this one again in a moment"), body, scope, send)
@@ -146,10 +157,12 @@ class Limits:
 class _CountedBody:
     """A `receive` that raises BodyTooLarge once more than the limit has come in, whatever length was declared."""
 
-    def __init__(self, receive: Receive, limit_bytes: int, scope: Scope) -> None:
+    def __init__(self, receive: Receive, limit_bytes: int, scope: Scope, *, is_streamed: bool) -> None:
         length = Headers(scope=scope).get("content-length", "0")
         self.declared_bytes = int(length) if length.isdecimal() else 0
         self.is_over = False
+        self._is_streamed = is_streamed
+        self._ended = False
         self._receive = receive
         self._limit_bytes = limit_bytes
         self._received_bytes = 0
@@ -158,10 +171,16 @@ class _CountedBody:
     async def __call__(self) -> Message:
         message = await self._receive()
         self._received_bytes += len(message.get("body", b""))
+        self._ended = not message.get("more_body", False)
         if self._received_bytes > self._limit_bytes:
             self.is_over = True
             raise self.too_large()
         return message
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the answer comes before the client is done: the body is too large, or not worth reading on."""
+        return self.is_over or (self._is_streamed and not self._ended)
 
     def too_large(self) -> BodyTooLarge:
         size = f"{self.declared_bytes:,} bytes" if self.declared_bytes else "more"
@@ -185,14 +204,16 @@ class _CountedBody:
 
 
 class _Lingering:
-    """A `send` that closes the connection after a refused body, once the client has had the time to see the answer."""
+    """A `send` that closes the connection after a body that is left unread, once the client has had the time to see
+    the answer.
+    """
 
     def __init__(self, body: _CountedBody, send: Send) -> None:
         self._body = body
         self._send = send
 
     async def __call__(self, message: Message) -> None:
-        if not self._body.is_over:
+        if not self._body.is_left:
             await self._send(message)
         elif message["type"] == "http.response.start":
             headers = MutableHeaders(raw=list(message["headers"]))

@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, StrictStr, WithJsonSchema
+from pydantic import ConfigDict, Field, PlainValidator, StrictStr, WithJsonSchema
 
 from app.planning.specs import Spec
 from app.precision.convert import MAX_VALUES
 from app.precision.numerals import MAX_LENGTH
-from app.precision.scheme import ShapedScheme
+from app.precision.scheme import Scheme, ShapedScheme
 
 
 def _numeral(value: Any) -> Any:
@@ -41,3 +41,16 @@ class ConvertRequest(Spec):
     """Formats to convert to (`GET /v1/precision/formats`)."""
     scheme: ShapedScheme = ShapedScheme()
     """How integers get their scales, and how all formats round and saturate. Default: scale 1, to the nearest."""
+
+
+class TensorsQuery(Scheme):
+    """How a file of tensors is converted: a format, and a scheme as in `/v1/precision/convert`."""
+
+    model_config = ConfigDict(strict=False)
+
+    to: Annotated[str, Field(min_length=1, max_length=100)]
+    """Format to convert to (`GET /v1/precision/formats`)."""
+
+    def scheme(self) -> Scheme:
+        """The scheme alone."""
+        return Scheme.model_validate(self.model_dump(exclude={"to"}, exclude_unset=True))

@@ -26,6 +26,7 @@ from app.errors import (
     IdempotencyMismatch,
     InvalidInput,
     MalformedBody,
+    MalformedTensors,
     NotAllowed,
     NotFound,
     PreconditionRequired,
@@ -58,6 +59,7 @@ class InternalError(TonnageError):
 
 STATUS: Mapping[type[TonnageError], int] = {
     MalformedBody: 400,
+    MalformedTensors: 400,
     Unauthenticated: 401,
     Forbidden: 403,
     NotFound: 404,
@@ -75,7 +77,9 @@ STATUS: Mapping[type[TonnageError], int] = {
 }
 
 _BY_STATUS: Mapping[int, type[TonnageError]] = {
-    status: error for error, status in STATUS.items() if error not in (IdempotencyMismatch, HubUnavailable)
+    status: error
+    for error, status in STATUS.items()
+    if error not in (MalformedTensors, IdempotencyMismatch, HubUnavailable)
 }
 
 

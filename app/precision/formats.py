@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from app.errors import NotFound, UnknownName
+from app.errors import Fault, NotFound, UnknownName
 from app.precision import hardware, sources
 from app.precision.definition import Format, Kind, Scale
 from app.precision.hardware import NativeUnits
@@ -322,6 +322,14 @@ def format_named(name: str, *, pointer: str) -> Format:
     """The format with this name. Raises UnknownName with the nearest names, pointing at `pointer`."""
     if name not in NUMBER_FORMATS:
         raise _unknown(name, pointer)
+    return NUMBER_FORMATS[name]
+
+
+def format_in_query(name: str) -> Format:
+    """The format that the query parameter `to` names. Raises InvalidInput with the nearest names."""
+    if name not in NUMBER_FORMATS:
+        detail = _unknown(name, "").detail
+        raise UnknownName(f"to: {detail}", errors=(Fault(detail=detail, parameter="to"),))
     return NUMBER_FORMATS[name]
 
 

@@ -34,7 +34,10 @@ from app.precision.totals import ErrorSummary, ErrorTotals
 
 DEFAULT_BLOCK_SIZE = 128
 SCALES_SHOWN = 256
-"""Of a tensor with more scales, a report has their number and their range."""
+"""Of a tensor with more scales, a report has their number and their range; of one of many tensors, with more than
+`FEW_SCALES`.
+"""
+FEW_SCALES = 16
 
 _OfTiles = Callable[[Sequence[Values], TensorScales, Format, Scheme], list[TileScales]]
 _OfTensor = Callable[[Callable[[], Iterator[Values]], Format, Scheme], TensorScales]
@@ -59,9 +62,11 @@ class Scales:
     largest: float | None
     shape: tuple[int, ...]
     values: tuple[float | None, ...] | None
-    """Row-major; null where there are more than 256. A NaN, which marks a block of MX that had one, is null."""
+    """Row-major; null where there are more than 256, or 16 in a report on many tensors. A NaN, which marks a block of
+    MX that had one, is null.
+    """
     zero_points: tuple[int, ...] | None
-    """Codes of zero, one for each scale; null where zero is code 0, or where there are more than 256."""
+    """Codes of zero, one for each scale; null where zero is code 0, or scales are null."""
     tensor_scale: float | None
     """NVFP4's FP32 scale, which multiplies all others."""
     offset: float | None
@@ -72,9 +77,14 @@ class Scales:
 class Report:
     """What a format did to a tensor."""
 
-    errors: ErrorSummary
+    totals: ErrorTotals
     scales: Scales | None
-    """Null where values are rounded as they are."""
+    """None where values are rounded as they are."""
+
+    @property
+    def errors(self) -> ErrorSummary:
+        """What was lost."""
+        return self.totals.summary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,7 @@ class Quantization:
     """The tensor as outer × channels × inner elements, where channels do not come first."""
     stream: int = 0
     """Which tensor of a file it is: each has random numbers of its own."""
+    scales_shown: int = SCALES_SHOWN
 
     @property
     def reads_in_order_once(self) -> bool:
@@ -131,7 +142,7 @@ class Quantization:
                 summary.add(portion, part, scales)
                 if keep is not None:
                     keep.put(portion, part, rounded, stored, scales)
-        return Report(totals.summary(), summary.finish())
+        return Report(totals, summary.finish())
 
     def _draws(self, portion: Portion) -> Values | None:
         if self.scheme.rounding == "nearest":
@@ -196,7 +207,7 @@ class _ScaleSummary:
 
     def __post_init__(self) -> None:
         shape = self.quantization.tiling.grid
-        few = self.known.range is None and prod(shape) <= SCALES_SHOWN
+        few = self.known.range is None and prod(shape) <= self.quantization.scales_shown
         self.grid = np.zeros(shape) if few else None
 
     def add(self, portion: Portion, part: Part, scales: TileScales) -> None:

@@ -7,6 +7,7 @@ target has are enough). And overflow follows the format's own rule, or saturates
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -73,6 +74,8 @@ def decode(layout: Layout, codes: Codes) -> Values:
         return _wide(np.take(np.array(layout.values), codes.astype(np.int64)))
     if isinstance(layout, FloatLayout):
         kind = _type_of(layout)
+        if layout.bits <= 8:
+            return np.take(_table_of(layout), codes.view(np.int64))
         if kind is None:
             return _wide((codes << np.uint64(_TF32_DROPPED_BITS)).astype(np.uint32).view(np.float32))
         return _wide(codes.astype(_unsigned(kind)).view(kind))
@@ -80,6 +83,12 @@ def decode(layout: Layout, codes: Codes) -> Values:
     if layout.sign_bits:
         whole = np.where(whole >> (layout.bits - 1), whole - (1 << layout.bits), whole)
     return whole.astype(np.float64) * (layout.step if isinstance(layout, FixedPointLayout) else 1.0)
+
+
+@cache
+def _table_of(layout: FloatLayout) -> Values:
+    """What every code of a narrow format means: to look it up is quicker than to convert."""
+    return _wide(np.arange(2**layout.bits, dtype=np.uint8).view(_type_of(layout)))
 
 
 def _wide(numbers: NDArray[Any]) -> Values:

@@ -8,6 +8,19 @@ import numpy as np
 from app.precision.layouts import FloatLayout, Layout
 from app.precision.rounding import Mask, Rounded, Values
 
+_SUMS = (
+    "values",
+    "compared",
+    "errors",
+    "squared_errors",
+    "signal",
+    "overflows",
+    "saturated",
+    "underflows",
+    "subnormals",
+    "nans",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorSummary:
@@ -69,6 +82,12 @@ class ErrorTotals:
         self.underflows += int(((stored == 0) & (values != 0)).sum())
         self.subnormals += int(is_subnormal(layout, rounded.values).sum())
         self.nans += int((np.isnan(stored) & ~rounded.overflowed).sum())
+
+    def merge(self, other: "ErrorTotals") -> None:
+        """Count in another tensor."""
+        self.largest_error = max(self.largest_error, other.largest_error)
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def summary(self) -> ErrorSummary:
         """The figures so far."""

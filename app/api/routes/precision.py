@@ -2,22 +2,39 @@
 
 from typing import Annotated, Literal
 
+import numpy as np
+import safetensors.numpy
 from fastapi import Body, Path, Query
+from pydantic import TypeAdapter
 
 from app.api import examples
-from app.api.answers import shown_with
+from app.api.answers import documented, shown_with
 from app.api.auth import Viewer
-from app.api.deps import CatalogDep
+from app.api.deps import CatalogDep, TensorUploadDep
 from app.api.paging import Page, PageQuery, page_of
-from app.api.precision_requests import ConvertRequest
+from app.api.precision_requests import ConvertRequest, TensorsQuery
 from app.api.precision_views import FormatView, view_of
 from app.api.problems import raises
 from app.api.routing import v1_router
-from app.errors import NotFound
+from app.api.tensor_reports import FileReport, TensorUpload, report_on
+from app.api.uploads import OCTETS, Whole
+from app.errors import MalformedTensors, NotFound
 from app.precision.convert import Conversion, convert
-from app.precision.formats import NUMBER_FORMATS, format_at_path, format_named
+from app.precision.formats import NUMBER_FORMATS, format_at_path, format_in_query, format_named
+from app.precision.scheme import Scheme
+
+TENSORS_PATH = "/v1/precision/tensors"
 
 router = v1_router("precision", numbers_as_written=True)
+
+
+def _shown_report() -> object:
+    """What a small file becomes in MXFP4, for the documents."""
+    weight = np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)
+    report = report_on(
+        TensorUpload(Whole(safetensors.numpy.save({"weight": weight}))), NUMBER_FORMATS["mxfp4"], Scheme()
+    )
+    return TypeAdapter(FileReport).dump_python(report, mode="json")
 
 
 class FormatQuery(PageQuery):
@@ -81,3 +98,32 @@ def convert_numbers(
     targets = [format_named(name, pointer=f"/to/{index}") for index, name in enumerate(request.to)]
     source = format_named(request.source, pointer="/from")
     return convert(request.values, source, targets, request.scheme)
+
+
+@router.post(
+    "/precision/tensors",
+    summary="Convert a file of tensors as it comes in",
+    operation_id="convertTensors",
+    responses={200: documented(_shown_report(), "What became of each tensor, and of all"), **raises(MalformedTensors)},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": "A `.safetensors` or `.npy` file of any size, as it is.",
+            "content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+def convert_tensors(
+    query: Annotated[TensorsQuery, Query()],
+    upload: TensorUploadDep,
+    _: Viewer,
+) -> FileReport:
+    """What a format does to each tensor of a file: errors, signal to noise, saturated share, scales, bytes. The file is
+    read as it comes in and never held as a whole; send it with `Content-Type: application/octet-stream`, as
+    `curl --data-binary @model.safetensors -H 'Content-Type: application/octet-stream'` does.
+
+    Formats with scales of blocks are worked out on the way. Where a scale needs the whole tensor (`granularity`
+    `tensor`, other `channel_axis` than 0, `nvfp4`, `nf4-double`), the tensor waits on the service's disk. Integers need
+    a `kind`. Tensors that are no floats are passed over.
+    """
+    return report_on(upload, format_in_query(query.to), query.scheme())
