@@ -169,3 +169,33 @@ CONVERT: dict[str, Any] = {
         },
     },
 }
+
+MODEL_CONVERSIONS: dict[str, Any] = {
+    "blocks": {
+        "summary": "Llama-3.1-8B from BF16 to MXFP4",
+        "value": {"model": {"id": "meta-llama/Llama-3.1-8B"}, "from": "bf16", "to": "mxfp4"},
+    },
+    "tiles": {
+        "summary": "DeepSeek-V3 to its own FP8, in tiles of 128 × 128",
+        "value": {
+            "model": {"id": "deepseek-ai/DeepSeek-V3"},
+            "from": "bf16",
+            "to": "fp8_e4m3_128x128",
+            "keep": ["word_embedding", "norm", "router", "lm_head"],
+        },
+    },
+    "integers": {
+        "summary": "4-bit groups of 64, with the head as well",
+        "value": {
+            "model": {"id": "Qwen/Qwen2.5-7B"},
+            "from": "bf16",
+            "to": "int4",
+            "keep": ["word_embedding", "norm"],
+            "scheme": {"kind": "symmetric", "granularity": "block", "block_size": 64},
+        },
+    },
+    "half": {
+        "summary": "FP32 to FP16: what is at risk",
+        "value": {"model": {"id": "openai-community/gpt2"}, "from": "fp32", "to": "fp16"},
+    },
+}

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, PlainValidator, StrictStr, WithJsonSchema
 
+from app.api.requests import ModelRequest
 from app.planning.specs import Spec
 from app.precision.convert import MAX_VALUES
 from app.precision.numerals import MAX_LENGTH
@@ -41,6 +42,22 @@ class ConvertRequest(Spec):
     """Formats to convert to (`GET /v1/precision/formats`)."""
     scheme: ShapedScheme = ShapedScheme()
     """How integers get their scales, and how all formats round and saturate. Default: scale 1, to the nearest."""
+
+
+class ModelConversionRequest(Spec):
+    """A model to bring from one format into another."""
+
+    model: ModelRequest
+    source: Annotated[FormatName, Field(alias="from")]
+    """Format that its weights are in."""
+    to: FormatName
+    """Format to bring them into (`GET /v1/precision/formats`)."""
+    keep: Annotated[list[Annotated[StrictStr, Field(max_length=100)]], Field(max_length=50)] | None = None
+    """Components that stay, by the names that `/v1/models/inspect` gives; an empty list for none. Default, for formats
+    of 8 bits or less: norms, routers, embeddings and the head. Vectors always stay there.
+    """
+    scheme: Scheme | None = None
+    """Where integers get their scales. Default: 8 bits by output channel, 4 bits in blocks of 128."""
 
 
 class TensorsQuery(Scheme):

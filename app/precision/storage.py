@@ -16,9 +16,8 @@ def stored_bytes(format: Format, shape: tuple[int, ...], scheme: Scheme | None =
     A scale counts whole where its block or tile is cut short at an edge. Under a scheme, each scale is FP32, and the
     zero point of an affine one an element.
     """
-    elements = prod(shape)
-    packed = _ceil_div(elements * format.storage_bits, 8)
-    if not elements:
+    packed = packed_bytes(format, shape)
+    if not packed:
         return 0
     if format.scales:
         return packed + scale_bytes(format, shape)
@@ -27,6 +26,11 @@ def stored_bytes(format: Format, shape: tuple[int, ...], scheme: Scheme | None =
     scales = 1 if scheme.granularity == "tensor" else prod(plan(format, scheme, shape, pointer="").tiling.grid)
     is_affine = scheme.kind == "affine" and isinstance(format.layout, IntegerLayout)
     return packed + scales * _FP32_BYTES + (_ceil_div(scales * format.storage_bits, 8) if is_affine else 0)
+
+
+def packed_bytes(format: Format, shape: tuple[int, ...]) -> int:
+    """Bytes of the elements alone."""
+    return _ceil_div(prod(shape) * format.storage_bits, 8)
 
 
 def scale_bytes(format: Format, shape: tuple[int, ...]) -> int:

@@ -10,15 +10,17 @@ from pydantic import TypeAdapter
 from app.api import examples
 from app.api.answers import documented, shown_with
 from app.api.auth import Viewer
-from app.api.deps import CatalogDep, TensorUploadDep
+from app.api.deps import CatalogDep, HubDep, TensorUploadDep
 from app.api.paging import Page, PageQuery, page_of
-from app.api.precision_requests import ConvertRequest, TensorsQuery
+from app.api.precision_requests import ConvertRequest, ModelConversionRequest, TensorsQuery
 from app.api.precision_views import FormatView, view_of
 from app.api.problems import raises
+from app.api.requests import find_in_hub, resolve_model
 from app.api.routing import v1_router
 from app.api.tensor_reports import FileReport, TensorUpload, report_on
 from app.api.uploads import OCTETS, Whole
 from app.errors import MalformedTensors, NotFound
+from app.planning.footprint import ModelConversion, convert_model
 from app.precision.convert import Conversion, convert
 from app.precision.formats import NUMBER_FORMATS, format_at_path, format_in_query, format_named
 from app.precision.scheme import Scheme
@@ -127,3 +129,24 @@ def convert_tensors(
     a `kind`. Tensors that are no floats are passed over.
     """
     return report_on(upload, format_in_query(query.to), query.scheme())
+
+
+@router.post("/precision/model-conversions", summary="Bring a model into another format", operation_id="convertModel")
+@shown_with(
+    request=ModelConversionRequest.model_validate(examples.MODEL_CONVERSIONS["blocks"]["value"]),
+    hub=None,
+)
+def convert_a_model(
+    request: Annotated[ModelConversionRequest, Body(openapi_examples=examples.MODEL_CONVERSIONS)],
+    catalog: CatalogDep,
+    hub: HubDep,
+    _: Viewer,
+) -> ModelConversion:
+    """Bytes before and after by component, to the byte, scales of blocks and tiles included: in a file, for inference,
+    and for training with gradients and optimizer states; which GPUs of the catalogue compute in the format; and what
+    is at risk, why, and what is done about it.
+    """
+    source = format_named(request.source, pointer="/from")
+    to = format_named(request.to, pointer="/to")
+    architecture = resolve_model(request.model, catalog, find_in_hub(request.model, catalog, hub))
+    return convert_model(architecture, source, to, catalog.gpus.values(), keep=request.keep, scheme=request.scheme)
