@@ -59,18 +59,18 @@ class Numerals:
 
     def distances(self, values: Values) -> Values:
         """How far each of `values` is from the exact number; NaN where either is not finite."""
-        found = np.full(len(self.exact), np.nan)
-        for index in np.flatnonzero(np.isfinite(values)):
-            exact, value = self.exact[index], float(values[index])
-            if exact is None:
-                continue
-            if not self.inexact[index] and value == self.nearest[index]:
-                found[index] = 0.0
+        found: list[float] = []
+        rows = zip(self.exact, self.inexact.tolist(), self.nearest.tolist(), values.tolist(), strict=True)
+        for exact, inexact, nearest, value in rows:
+            if exact is None or not math.isfinite(value):
+                found.append(math.nan)
+            elif not inexact:
+                found.append(abs(nearest - value) if nearest != value else 0.0)
             elif isinstance(exact, Decimal):
-                found[index] = abs(float(_EXACT.subtract(exact, Decimal(value))))
+                found.append(abs(float(_EXACT.subtract(exact, Decimal(value)))))
             else:
-                found[index] = abs(float(exact - Fraction(value)))
-        return found
+                found.append(abs(float(exact - Fraction(value))))
+        return np.array(found)
 
 
 def read(numbers: Sequence[int | float | str]) -> Numerals:
