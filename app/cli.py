@@ -24,6 +24,7 @@ _SUMMARY = """commands:
   migrate    bring the database to the schema of this version
   token      create, list or revoke tokens
   estimate   estimate the memory of a training job, without a service
+  scaling    spend a training budget best: parameters, tokens, text
   accuracy   compare estimates with published measurements
   agent      report this node's GPUs to a service
 
@@ -158,6 +159,14 @@ def _estimate(argv: Sequence[str]) -> int:
     return estimate_command.run(parser.parse_args(argv))
 
 
+def _scaling(argv: Sequence[str]) -> int:
+    from app import scaling_command
+
+    parser = _parser("scaling", "")
+    scaling_command.add_arguments(parser)
+    return scaling_command.run(parser.parse_args(argv))
+
+
 def _accuracy(argv: Sequence[str]) -> int:
     from app import accuracy_command
 
@@ -177,6 +186,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "migrate": _migrate,
     "token": _token,
     "estimate": _estimate,
+    "scaling": _scaling,
     "accuracy": _accuracy,
     "agent": _agent,
 }

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +15,8 @@ from app.planning.optimizers import OptimizerStates, Trained, states_of
 from app.planning.passing import in_passing
 from app.planning.pipeline import Stage, stages
 from app.planning.recipe import Recipe, resolve
+from app.planning.scaling_laws import LAWS, SAME_LOSS_FLOPS, SIX_ND, TOKENS_FOR_LOSS, Law
+from app.planning.scaling_search import EFFECTIVE, EXCESS_PARAMETERS_STAR, REPEATED_TOKENS_STAR
 from app.planning.sizes import Size, named
 from app.planning.specs import BaseFormat, Framework, Optimizer, Parallelism, PipelineSchedule, Training
 from app.planning.term import Term
@@ -146,7 +149,7 @@ _QUANTIZED: tuple[BaseFormat, ...] = ("nf4", "nf4-double", "int4", "int8", "fp8"
 
 
 def formulas() -> str:
-    """Every term of a memory estimate, as the engine prints it, with its source."""
+    """Every term of a memory estimate and every law of scaling, as answers print them, with their sources."""
     parts = [
         "# Formulas",
         _INTRODUCTION,
@@ -200,6 +203,8 @@ def formulas() -> str:
         _outside(),
         "## Allocator slack and upper bound",
         _upper_bound(),
+        "## Compute-optimal training",
+        _scaling(),
         "## Sources",
         "\n".join(f"- {_link(source)}: {source.where}" for source in _all_sources()),
     ]
@@ -478,6 +483,39 @@ def _outside() -> str:
             for (name, size, source), whose in sorted(rows.items(), key=lambda row: row[0][0])
         ),
     )
+
+
+def _scaling() -> str:
+    laws = _table(
+        ("`law`", "counts", "parameters", "tokens", "loss", "constants", "fitted to", "source"),
+        (
+            (
+                f"`{law.key}`",
+                law.counts,
+                f"`{law.parameters}`",
+                f"`{law.tokens}`",
+                f"`{law.loss}`" if law.loss else "none",
+                ", ".join(f"{name} {value:.10g}" for name, value in law.constants.items()),
+                _fitted(law),
+                _link(law.source),
+            )
+            for law in LAWS.values()
+        ),
+    )
+    notes = "\n".join(f"- `{law.key}`: {law.note}." for law in LAWS.values())
+    return (
+        "Each law's formulas over its constants and `flops`, the operations of training; loss in nats per token. All "
+        f"but DeepSeek's count `{SIX_ND.partition(':')[0]}`, without attention scores; a model of a request is counted "
+        f"operation by operation beside.\n\n{laws}\n\n{notes}\n\nThe fewest operations to the same loss are "
+        f"`{SAME_LOSS_FLOPS}`; the tokens after which a model reaches it `{TOKENS_FOR_LOSS}`. Where only `unique` of "
+        f"an `amount` of tokens or parameters is not repetition, it is worth `{EFFECTIVE}`, with `star` "
+        f"{REPEATED_TOKENS_STAR} for tokens and {EXCESS_PARAMETERS_STAR} for parameters."
+    )
+
+
+def _fitted(law: Law) -> str:
+    spans = {field.name: getattr(law.fitted, field.name) for field in fields(law.fitted)}
+    return ", ".join(f"{span[0]:g} to {span[1]:g} {name}" for name, span in spans.items() if span is not None)
 
 
 def _short(amount: Size) -> Size | str:

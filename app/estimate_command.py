@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         request = MemoryRequest.model_validate(body)
         estimate = memory.estimate(resolve_memory(request, catalog.load()))
     except (CommandError, TonnageError) as error:
-        print(f"tonnage estimate: {_sentence(error)}", file=sys.stderr)
+        print(f"tonnage estimate: {sentence_of(error)}", file=sys.stderr)
         return 2
     except ValidationError as error:
         print(f"tonnage estimate: {_first_fault(error, body)}", file=sys.stderr)
@@ -96,7 +96,7 @@ def show(estimate: MemoryEstimate, console: Console) -> None:
     model = estimate.model
     trained = f", {model.trainable_parameters:,} trained" if model.trainable_parameters != model.parameters else ""
     console.print(f"[bold]{model.name}[/] · {model.architecture} · {model.parameters:,} parameters{trained}")
-    table = _table("part", "bytes")
+    table = table_of("part", "bytes")
     table.add_column("formula", overflow="fold")
     for component in estimate.components:
         table.add_row(component.name, human_bytes(component.bytes), component.formula)
@@ -138,14 +138,15 @@ def _show_peaks(estimate: MemoryEstimate, console: Console) -> None:
     for name, amount, counter in lines:
         console.print(f"{name:18} {human_bytes(amount):>10}  {counter}".rstrip())
     if len(stages) > 1:
-        table = _table("stage", "expected", "reserved", "allocated", "between steps")
+        table = table_of("stage", "expected", "reserved", "allocated", "between steps")
         for stage in stages:
             amounts = (stage.total_bytes, stage.reserved_bytes, stage.allocated_bytes, stage.between_steps_bytes)
             table.add_row(str(stage.stage), *map(human_bytes, amounts))
         console.print(table)
 
 
-def _table(first: str, *numbers: str) -> Table:
+def table_of(first: str, *numbers: str) -> Table:
+    """An empty table without lines: the column `first`, and columns of numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(first)
     for name in numbers:
@@ -213,7 +214,7 @@ def _first_fault(error: ValidationError, body: dict[str, Any]) -> str:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": _model(arguments.model)}
+    body: dict[str, Any] = {"model": model_of(arguments.model)}
     for pointer, value in vars(arguments).items():
         if pointer.startswith("/") and value is not None:
             *path, name = pointer.split("/")[1:]
@@ -226,7 +227,8 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     return body
 
 
-def _model(text: str) -> dict[str, Any]:
+def model_of(text: str) -> dict[str, Any]:
+    """The request's `model` for what was typed: a config file, a catalogue id or a count. Raises CommandError."""
     path = Path(text)
     if path.suffix == ".json" or path.is_file():
         return {"config": _config(path)}
@@ -251,5 +253,6 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _sentence(error: Exception) -> str:
+def sentence_of(error: Exception) -> str:
+    """What to say of an error that the person at the keyboard can put right."""
     return error.detail if isinstance(error, TonnageError) else str(error)

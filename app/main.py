@@ -16,7 +16,7 @@ from app.api.deps import Service
 from app.api.hub_models import HubModels
 from app.api.metrics import Metrics
 from app.api.middleware import Envelope, Limits
-from app.api.routes import accuracy, estimates, gpus, inventory, models, operations, pages, plans, precision
+from app.api.routes import accuracy, estimates, gpus, inventory, models, operations, pages, plans, precision, scaling
 from app.settings import Settings, SettingsError
 from app.storage import db, hub_cache
 from app.storage.idempotency import drop_old
@@ -30,12 +30,13 @@ requests only, and only until the first token is made: `tonnage token create --r
 _TAGS = [
     {"name": "estimates", "description": "What a training job needs."},
     {"name": "precision", "description": "Number formats, and what they do to values, tensors and models."},
+    {"name": "scaling", "description": "How large a model, and how much text, a budget is best spent on."},
     {"name": "plans", "description": "Estimates worth keeping, with every revision."},
     {"name": "catalogue", "description": "The models and GPUs that have a name here."},
     {"name": "inventory", "description": "The live fleet, as the agents report it."},
     {"name": "operations", "description": "For whatever runs the service."},
 ]
-_ROUTES = (operations, estimates, accuracy, precision, plans, models, gpus, inventory, pages)
+_ROUTES = (operations, estimates, scaling, accuracy, precision, plans, models, gpus, inventory, pages)
 _HOUSEKEEPING_SECONDS = 3_600
 
 _log = logging.getLogger(__name__)

@@ -29,11 +29,11 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     said = capsys.readouterr().out
-    for command in ("serve", "migrate", "token", "estimate", "accuracy", "agent"):
+    for command in ("serve", "migrate", "token", "estimate", "scaling", "accuracy", "agent"):
         assert f"  {command} " in said
 
 
-@pytest.mark.parametrize("command", ["serve", "migrate", "token", "estimate", "accuracy", "agent"])
+@pytest.mark.parametrize("command", ["serve", "migrate", "token", "estimate", "scaling", "accuracy", "agent"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
@@ -112,7 +112,7 @@ def test_without_the_server_extra_the_missing_one_is_named() -> None:
         command = [sys.executable, "-c", hide, *arguments]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
-    for command in (["serve"], ["migrate"], ["token", "list"], ["estimate", "7e9"]):
+    for command in (["serve"], ["migrate"], ["token", "list"], ["estimate", "7e9"], ["scaling", "--flops", "1e21"]):
         done = run(*command)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1, done.stderr
@@ -255,6 +255,36 @@ def test_an_option_that_cannot_be_read_is_wrong_usage(options: list[str], capsys
         main(["estimate", LLAMA, *options])
     assert left.value.code == 2
     assert options[0] in capsys.readouterr().err
+
+
+def test_scaling_answers_as_the_api_would_and_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", LLAMA, "--tokens", "15e12", "--gpu-hours", "1e6", "--gpu", "h100-sxm-80gb", "--mfu", "0.4"]
+    assert main(["scaling", *options, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["budget"]["gpu_hours"] == pytest.approx(1e6)
+    assert answer["model"]["tokens"] == 15 * 10**12
+    assert main(["scaling", *options, "--unique-tokens", "2e11", "--inference-tokens", "1e13"]) == 0
+    table = capsys.readouterr().out
+    for part in ("1.424e+24 FLOPs", "besiroglu-2024", "over-trained", "epochs", "with inference", "curated"):
+        assert part in table
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--flops 1e21 --mfu 3", "--mfu should be less than or equal to 1"),
+        ("--flops 1e21 --law chinchilla", "--law should be 'kaplan-2020', "),
+        ("--gpu-hours 5", "gpu_hours needs the operations that a GPU gets done"),
+        ("--model nowhere.json", "nowhere.json cannot be read"),
+    ],
+)
+def test_a_budget_that_cannot_be_meant_is_one_sentence(
+    options: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["scaling", *options.split()]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"tonnage scaling: {sentence}")
+    assert (said.err.count("\n"), said.out) == (1, "")
 
 
 def test_migrate_brings_an_empty_database_up_to_date_and_again_does_nothing(empty_database: str) -> None:

@@ -199,3 +199,29 @@ MODEL_CONVERSIONS: dict[str, Any] = {
         "value": {"model": {"id": "openai-community/gpt2"}, "from": "fp32", "to": "fp16"},
     },
 }
+
+SCALING: dict[str, Any] = {
+    "gopher": {"summary": "Gopher's budget, in operations", "value": {"flops": 5.76e23}},
+    "gpu_hours": {
+        "summary": "A hundred thousand hours of H100s, by Chinchilla's first approach",
+        "value": {"gpu_hours": 100_000.0, "gpu": "h100-sxm-80gb", "mfu": 0.4, "law": "chinchilla-1"},
+    },
+    "dollars": {
+        "summary": "A million dollars, for a model that will serve ten trillion tokens",
+        "value": {
+            "cost_usd": 1_000_000.0,
+            "price_per_gpu_hour_usd": 2.5,
+            "gpu": "h100-sxm-80gb",
+            "mfu": 0.4,
+            "inference_tokens": 10_000_000_000_000,
+        },
+    },
+    "placed": {
+        "summary": "A model of the catalogue against the laws, with the tokens of its card",
+        "value": {"model": {"id": "meta-llama/Llama-3.1-8B"}},
+    },
+    "too_little_text": {
+        "summary": "Ten thousand petaFLOP/s-days, but only 200 billion different tokens",
+        "value": {"petaflop_s_days": 10_000.0, "unique_tokens": 200_000_000_000},
+    },
+}

@@ -272,3 +272,73 @@ RING_ATTENTION = Source(
     where="Section 3: keys and values of the next block are received while those of this one are used",
     url="https://arxiv.org/abs/2310.01889",
 )
+TRAINING_FLOPS = Source(
+    title="Kaplan et al. 2020, Scaling Laws for Neural Language Models",
+    where="Section 2.1: 2 operations per parameter and token forward, twice that backward, so C ≈ 6ND",
+    url="https://arxiv.org/abs/2001.08361",
+)
+FLOP_COUNTER = Source(
+    title="PyTorch FLOP counter",
+    where="torch/utils/flop_counter.py: two per multiply-add of a matrix product; each product has two in backward",
+    url="https://github.com/pytorch/pytorch/blob/main/torch/utils/flop_counter.py",
+)
+KAPLAN = Source(
+    title="Kaplan et al. 2020, Scaling Laws for Neural Language Models",
+    where="Table 6 and appendix A (N_e, p_N), equation 5.5 (C_min = C / (1 + B / B_crit)), equation 1.3 (L of C_min)",
+    url="https://arxiv.org/abs/2001.08361",
+)
+CHINCHILLA_ENVELOPE = Source(
+    title="Hoffmann et al. 2022, Training Compute-Optimal Large Language Models",
+    where="Approach 1 (section 3.1): table 2 (exponent 0.50) and table 3 (sizes, FLOPs and tokens)",
+    url="https://arxiv.org/abs/2203.15556",
+)
+CHINCHILLA_ISOFLOP = Source(
+    title="Hoffmann et al. 2022, Training Compute-Optimal Large Language Models",
+    where="Approach 2 (section 3.2): table 2 (exponent 0.49) and table A3 (sizes, FLOPs and tokens)",
+    url="https://arxiv.org/abs/2203.15556",
+)
+CHINCHILLA_PARAMETRIC = Source(
+    title="Hoffmann et al. 2022, Training Compute-Optimal Large Language Models",
+    where="Approach 3 (section 3.3): equations 2, 4 and 10",
+    url="https://arxiv.org/abs/2203.15556",
+)
+CHINCHILLA_REPLICATION = Source(
+    title="Besiroglu et al. 2024, Chinchilla Scaling: A replication attempt",
+    where="The refit of approach 3 on the runs of Hoffmann et al.'s figure 4; their constants before rounding",
+    url="https://arxiv.org/abs/2404.10102",
+)
+DATA_CONSTRAINED = Source(
+    title="Muennighoff et al. 2023, Scaling Data-Constrained Language Models",
+    where="Equations 5 and 6 (what repeated tokens and excess parameters are worth), appendices A, B (fit on C4)",
+    url="https://arxiv.org/abs/2305.16264",
+)
+DEEPSEEK_SCALING = Source(
+    title="DeepSeek-AI 2024, DeepSeek LLM: Scaling Open-Source Language Models with Longtermism",
+    where="Section 3.2, equation 4: non-embedding operations per token M and tokens D, with C = MD",
+    url="https://arxiv.org/abs/2401.02954",
+)
+LLAMA_3_SCALING = Source(
+    title="Llama Team 2024, The Llama 3 Herd of Models",
+    where="Section 3.2.1: compute-optimal training tokens A·C^α with (α, A) = (0.53, 0.29)",
+    url="https://arxiv.org/abs/2407.21783",
+)
+EMBEDDING_PARAMETERS = Source(
+    title="Pearce and Song 2024, Reconciling Kaplan and Chinchilla Scaling Laws",
+    where="N_T = N + 47491·N^(1/3): embeddings of Chinchilla's model family, with a vocabulary of 32,000",
+    url="https://arxiv.org/abs/2406.12907",
+)
+INFERENCE_AWARE = Source(
+    title="Sardana et al. 2024, Beyond Chinchilla-Optimal: Accounting for Inference in Language Model Scaling Laws",
+    where="Equation 3: the least 6·N·D + 2·N·D_inference for a given loss",
+    url="https://arxiv.org/abs/2401.00448",
+)
+CHARACTERS_PER_TOKEN = Source(
+    title="Llama Team 2024, The Llama 3 Herd of Models",
+    where="Section 3.2: 3.94 characters per token of English with 128K tokens, 3.17 with Llama 2's 32K",
+    url="https://arxiv.org/abs/2407.21783",
+)
+CURATION = Source(
+    title="Li et al. 2024, DataComp-LM: In search of the next generation of training sets for language models",
+    where="Of 240 trillion tokens of crawled text, 3.8 trillion are left: 1.6 %, inside the usual 1 to 3 %",
+    url="https://arxiv.org/abs/2406.11794",
+)
