@@ -26,6 +26,7 @@ _SUMMARY = """commands:
   estimate   estimate the memory of a training job, without a service
   scaling    spend a training budget best: parameters, tokens, text
   accuracy   compare estimates with published measurements
+  convert    convert a checkpoint into another number format
   agent      report this node's GPUs to a service
 
 `tonnage COMMAND --help` says more. Settings also come from TONNAGE_* variables."""
@@ -175,6 +176,14 @@ def _accuracy(argv: Sequence[str]) -> int:
     return accuracy_command.run(parser.parse_args(argv))
 
 
+def _convert(argv: Sequence[str]) -> int:
+    from app import convert_command
+
+    parser = _parser("convert", "")
+    convert_command.add_arguments(parser)
+    return convert_command.run(parser.parse_args(argv))
+
+
 def _agent(argv: Sequence[str]) -> int:
     from app.agent.__main__ import main as agent
 
@@ -188,6 +197,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "estimate": _estimate,
     "scaling": _scaling,
     "accuracy": _accuracy,
+    "convert": _convert,
     "agent": _agent,
 }
 _TOKEN_ACTIONS: dict[str, Callable[["Session", argparse.Namespace], None]] = {
