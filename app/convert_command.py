@@ -75,32 +75,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Converts. Returns 0, 1 for work that failed, or 2 for input or options that cannot be used."""
-    options = Options(arguments.to, tuple(arguments.keep), tuple(arguments.include), arguments.saturate)
     try:
-        job = checkpoints.prepare(arguments.source, arguments.target, options, force=arguments.force)
-        _check_report(arguments.report, job)
-    except (CannotConvert, InvalidHeader, OSError) as error:
-        return _say(_sentence(error), 2)
-    except ConversionFailed as error:
-        return _say(str(error), 1)
-    try:
-        with _sigterm_as_interrupt(), _progress(job) as told:
-            done = checkpoints.convert(job, progress=told, fail_on_overflow=arguments.fail_on_overflow)
-        if arguments.report is not None:
-            output.write_whole(arguments.report.resolve(), _report(job, done))
-    except CannotConvert as error:
+        job = _prepared(arguments)
+        done = _converted(job, fail_on_overflow=arguments.fail_on_overflow)
+    except (CannotConvert, InvalidHeader) as error:
         return _say(str(error), 2)
     except (ConversionFailed, OSError) as error:
         return _say(_sentence(error), 1)
-    except KeyboardInterrupt:
-        kept = output.partial_path(job.target)
-        again = f"; finished shards are in {kept}, the same command goes on with them" if kept.is_dir() else ""
-        return _say(f"stopped; {arguments.target} was not written{again}", 1)
     console = Console()
     console.width = max(console.width, _WIDTH)
     show(job, done, console)
     _warn(job, done)
+    try:
+        if arguments.report is not None:
+            output.write_whole(arguments.report.resolve(), _report(job, done))
+    except (ConversionFailed, OSError) as error:
+        return _say(f"{arguments.target} is written, but not its report: {_sentence(error)}", 1)
     return 0
+
+
+def _prepared(arguments: argparse.Namespace) -> Job:
+    options = Options(arguments.to, tuple(arguments.keep), tuple(arguments.include), arguments.saturate)
+    try:
+        job = checkpoints.prepare(arguments.source, arguments.target, options, force=arguments.force)
+    except OSError as error:
+        raise CannotConvert(_sentence(error)) from error
+    _check_report(arguments.report, job)
+    return job
+
+
+def _converted(job: Job, *, fail_on_overflow: bool) -> Conversion:
+    try:
+        with _sigterm_as_interrupt(), _progress(job) as told:
+            return checkpoints.convert(job, progress=told, fail_on_overflow=fail_on_overflow)
+    except KeyboardInterrupt:
+        kept = output.partial_path(job.target)
+        again = f"; finished shards are in {kept}, the same command goes on with them" if kept.is_dir() else ""
+        raise ConversionFailed(f"stopped; {job.target} was not written{again}") from None
 
 
 def show(job: Job, done: Conversion, console: Console) -> None:

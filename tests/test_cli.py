@@ -29,11 +29,11 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     said = capsys.readouterr().out
-    for command in ("serve", "migrate", "token", "estimate", "scaling", "accuracy", "agent"):
+    for command in ("serve", "migrate", "token", "estimate", "scaling", "accuracy", "convert", "agent"):
         assert f"  {command} " in said
 
 
-@pytest.mark.parametrize("command", ["serve", "migrate", "token", "estimate", "scaling", "accuracy", "agent"])
+@pytest.mark.parametrize("command", ["serve", "migrate", "token", "estimate", "scaling", "accuracy", "convert", "agent"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])

@@ -1,6 +1,5 @@
 """Checkpoints on disk from one number format into another, in constant memory, whole or not at all."""
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ class Job:
     target: Path
     options: Options
     shards: tuple[ShardPlan, ...]
+    replace: bool
 
     @property
     def bytes_before(self) -> int:
@@ -55,7 +55,7 @@ def prepare(source: Path, target: Path, options: Options, *, force: bool = False
     checkpoint = open_checkpoint(source)
     place = _checked_target(checkpoint, target, force=force)
     shards = plan(checkpoint, options)
-    return Job(checkpoint, place, options, shards)
+    return Job(checkpoint, place, options, shards, force)
 
 
 def convert(job: Job, *, progress: Progress = lambda _: None, fail_on_overflow: bool = False) -> Conversion:
@@ -81,7 +81,7 @@ def _overflow_check(fail_on_overflow: bool) -> Callable[[list[TensorReport]], No
 def _convert_file(job: Job, progress: Progress, check: Callable[[list[TensorReport]], None]) -> Conversion:
     output.check_room(job.target.parent, job.bytes_after)
     (shard,) = job.shards
-    with output.whole_file(job.target) as descriptor:
+    with output.whole_file(job.target, replace=job.replace) as descriptor:
         reports = convert_shard(shard, descriptor, saturate=job.options.saturates, progress=progress)
         check(reports)
     return Conversion(tuple(reports), job.bytes_before, job.bytes_after)
@@ -90,8 +90,9 @@ def _convert_file(job: Job, progress: Progress, check: Callable[[list[TensorRepo
 def _convert_folder(job: Job, progress: Progress, check: Callable[[list[TensorReport]], None]) -> Conversion:
     identity = [[one.shard.name, *one.shard.identity] for one in job.shards]
     described = {"version": __version__, "options": asdict(job.options), "shards": identity}
-    folder = PartialFolder(job.target, described)
+    folder = PartialFolder(job.target, described, replace=job.replace)
     try:
+        output.check_free(job.target, replace=job.replace)  # a replacement that was killed may just have been put back
         finished = {one.shard.name: folder.note_of(one.shard.name) for one in job.shards}
         waiting = [one.header.file_bytes for one in job.shards if finished[one.shard.name] is None]
         output.check_room(job.target.parent, sum(waiting) + sum(one.stat().st_size for one in job.checkpoint.extras))
@@ -153,9 +154,7 @@ def _checked_target(checkpoint: Checkpoint, target: Path, *, force: bool) -> Pat
         if place.is_dir() != checkpoint.is_folder:
             kind = "a folder" if checkpoint.is_folder else "a file"
             raise UnusableOutput(f"the input is {kind} and {target} is not; name {kind}")
-        is_empty = place.is_dir() and not any(os.scandir(place))
-        if not force and not is_empty:
-            raise UnusableOutput(f"{target} exists; name another output, or say --force to replace it")
+        output.check_free(place, replace=force)
     return place
 
 

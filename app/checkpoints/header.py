@@ -7,6 +7,7 @@ end. Which dtypes there are and what a reader must refuse: https://github.com/hu
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -241,8 +242,7 @@ def _json(header: bytes) -> Iterable[tuple[str, Any]]:
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise InvalidHeader(f"the header has {_echo(twice)} twice")
     return members
 

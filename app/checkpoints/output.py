@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from app.checkpoints.faults import OutputFailed
+from app.checkpoints.faults import OutputFailed, UnusableOutput
 from app.units import human_bytes
 
 PARTIAL_SUFFIX = ".tonnage-partial"
@@ -37,8 +37,15 @@ def check_room(folder: Path, needed_bytes: int) -> None:
         )
 
 
+def check_free(target: Path, *, replace: bool) -> None:
+    """Raises UnusableOutput when something is there that is not to be replaced; an empty folder is nothing."""
+    is_empty = target.is_dir() and not next(target.iterdir(), None)
+    if target.exists() and not replace and not is_empty:
+        raise UnusableOutput(f"{target} exists; name another output, or say --force to replace it")
+
+
 @contextmanager
-def whole_file(target: Path) -> Iterator[int]:
+def whole_file(target: Path, *, replace: bool = True) -> Iterator[int]:
     """A descriptor to write to; `target` is there, on the disk and complete, once the block ends without an error."""
     partial = partial_path(target)
     descriptor = _locked(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -46,6 +53,7 @@ def whole_file(target: Path) -> Iterator[int]:
         os.ftruncate(descriptor, 0)
         yield descriptor
         os.fsync(descriptor)
+        check_free(target, replace=replace)
         partial.rename(target)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -77,12 +85,13 @@ class PartialFolder:
     `plan` is whatever makes two runs the same: left-overs of another plan are removed.
     """
 
-    def __init__(self, target: Path, plan: Mapping[str, Any]) -> None:
+    def __init__(self, target: Path, plan: Mapping[str, Any], *, replace: bool) -> None:
         self._target, self.path = target, partial_path(target)
         self._journal = self.path / _JOURNAL
-        _put_back(target)
+        self._replace = replace
         self.path.mkdir(exist_ok=True)
         self._lock = _locked(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
+        _put_back(target)
         described = json.dumps(plan, sort_keys=True).encode()
         known = self._journal / "plan.json"
         if not known.is_file() or known.read_bytes() != described:
@@ -102,6 +111,7 @@ class PartialFolder:
 
     def put_in_place(self) -> None:
         """Makes it the target. What is there steps aside first, and is removed last."""
+        check_free(self._target, replace=self._replace)
         _remove(self._journal)
         _sync_folder(self.path)
         replaced = _replaced_path(self._target)
@@ -109,7 +119,7 @@ class PartialFolder:
             self._target.rename(replaced)
         self.path.rename(self._target)
         _sync_folder(self._target.parent)
-        _remove(replaced)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def close(self) -> None:
         """Lets other runs at it."""
@@ -129,7 +139,7 @@ def _put_back(target: Path) -> None:
     replaced = _replaced_path(target)
     if replaced.exists() and not target.exists():
         replaced.rename(target)
-    _remove(replaced)
+    shutil.rmtree(replaced, ignore_errors=True)  # who replaced may be at it too
 
 
 def _replaced_path(target: Path) -> Path:

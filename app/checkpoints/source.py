@@ -1,7 +1,7 @@
 """A checkpoint on disk: one safetensors file, or a folder of shards with an index. Everything is checked before use."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,12 +106,20 @@ def _shard(path: Path) -> Shard:
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        value = json.loads(path.read_bytes().decode())
+        value = json.loads(path.read_bytes().decode(), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise UnusableCheckpoint(f"{path} is not JSON in UTF-8: {error}") from None
+        raise UnusableCheckpoint(f"{path} is not JSON in UTF-8 that can be understood in one way: {error}") from None
     if not isinstance(value, dict):
         raise UnusableCheckpoint(f"{path} must be a JSON object")
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        twice = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{_some(twice)} is there twice")
+    return members
 
 
 def _indexed_shards(path: Path, index: Mapping[str, Any]) -> tuple[Shard, ...]:
