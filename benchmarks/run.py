@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import precision
+from checkpoints import checkpoints
 
 from app import catalog
 from app.planning.architecture import Architecture, bare_count, from_config
@@ -302,4 +303,5 @@ if __name__ == "__main__":
     precision.numbers(cpu_seconds, say)
     precision.files(say)
     beside_accelerate()
+    checkpoints()
     sys.exit(0 if is_within_budget else "benchmarks: a figure is over its budget")
