@@ -1,4 +1,4 @@
-"""One shard from disk to disk: chunk by chunk, by two threads or more, each chunk to the place that its header says.
+"""One shard from disk to disk: chunk by chunk, by several threads, each chunk to the place that its header says.
 
 Memory is a few chunks for each thread, whatever the file's size. Reads and writes name their place (`preadv`,
 `pwrite`), so that chunks need not wait for each other; losses are added up in the order of the chunks, so that a report
@@ -28,8 +28,8 @@ from app.checkpoints.source import Shard
 from app.precision import casting
 from app.precision.casting import Array, Losses
 
-WORKERS = min(4, os.cpu_count() or 1)
-"""Threads; NumPy computes beside Python's lock."""
+WORKERS = 4
+"""Threads: NumPy computes beside Python's lock, and some of them wait for the disk."""
 
 CHUNK_ELEMENTS = 2**20
 """Elements of one chunk: 4 MiB of FP32."""
@@ -166,9 +166,9 @@ class _Conversion:
         numbers = buffer.view(dtype)
         for first in range(start, stop, BLOCK_ELEMENTS):
             last = min(first + BLOCK_ELEMENTS, stop)
-            values = casting.widened(numbers[first - start : last - start])
+            values = numbers[first - start : last - start]
             if read is not None:
-                values = values * read[0].over(read[1], first, last)
+                values = casting.widened(values) * read[0].over(read[1], first, last)
             yield first, last, values
 
     def _submit(self, tensor: Tensor, size: int, job: Callable[[], Losses | None]) -> None:

@@ -98,7 +98,7 @@ def largest_magnitudes(values: Array, row_starts: Array) -> tuple[Array, bool]:
     """The largest finite magnitude in each row of `values`, which begin at `row_starts` (the first at 0), FP32; and
     whether there is a NaN, which not every format has. Infinities say nothing about a scale.
     """
-    magnitudes = np.abs(values)
+    magnitudes = np.abs(widened(values))
     found, has_nan = np.maximum.reduceat(magnitudes, row_starts), False
     if not np.isfinite(found).all():
         has_nan = bool(np.isnan(found).any())
@@ -118,14 +118,15 @@ def scales_for(largest: Array, dtype: np.dtype[Any]) -> Array:
 def convert(
     values: Array, dtype: np.dtype[Any], *, scales: Array | None = None, saturate: bool = False
 ) -> tuple[Array, Losses]:
-    """`values` (FP32 or FP64, as `widened` gives them) in `dtype`, and what they lost.
+    """`values`, of any format, in `dtype`, and what they lost.
 
     `scales`: one for all or one for each element; stored is `values / scales`. `saturate`: what lies beyond the
     largest number, infinities included, becomes that number, as the OCP specification has it; otherwise it becomes
     infinite, or NaN in FP8 E4M3. int8 always saturates, and has no NaN: those must not come here.
     """
     with np.errstate(all="ignore"):
-        scaled = values if scales is None else values / scales
+        wide = widened(values)
+        scaled = wide if scales is None else wide / scales
         saturated = 0
         if dtype == np.int8:
             rounded = np.rint(scaled)
@@ -133,7 +134,8 @@ def convert(
             stored = np.clip(rounded, -127, 127).astype(np.int8)
             back: Array = stored.astype(np.float32)
         else:
-            stored = scaled.astype(dtype)
+            # from the format they came in: by way of FP32 the numbers would be the same, but not the bits of NaN
+            stored = (values if scales is None else scaled).astype(dtype)
             back = widened(stored)
             if saturate and not np.isfinite(back).all():
                 beyond = ~np.isfinite(back) & ~np.isnan(scaled)
@@ -142,7 +144,7 @@ def convert(
                 saturated = int(np.count_nonzero(beyond))
         if scales is not None:
             back = back * scales
-        losses = compare(values, back)
+        losses = compare(wide, back)
     return stored, losses if saturated == 0 else losses + Losses(saturated=saturated)
 
 
@@ -151,38 +153,44 @@ def compare(before: Array, after: Array) -> Losses:
     if before.size == 0:
         return Losses()
     with np.errstate(all="ignore"):
-        error = before - after
-        highest, lowest = float(error.max()), float(error.min())
-        if not (np.isfinite(highest) and np.isfinite(lowest)):
-            return _compare_finite(before, after)
-        sum_squares = _sum_of_squares(before)
-        if highest == 0 and lowest == 0:
-            return Losses(elements=before.size, sum_squares=sum_squares)
-        relative = error / before
-        # fmax and fmin pass over the NaN of 0 / 0
-        worst = max(float(np.fmax.reduce(relative)), -float(np.fmin.reduce(relative)))
-        return Losses(
-            elements=before.size,
-            # a relative error is 1 wherever something became zero, so that most blocks need not be searched for it
-            underflowed=int(np.count_nonzero((after == 0) & (before != 0))) if worst >= 1 else 0,
-            max_abs_error=max(highest, -lowest),
-            max_relative_error=worst,
-            sum_squared_error=_sum_of_squares(error),
-            sum_squares=sum_squares,
+        losses = _compare_finite(before, after)
+        if np.isfinite(losses.max_abs_error) and np.isfinite(losses.sum_squared_error):
+            return losses
+        # some number is not finite, or an error is beyond FP32
+        finite_before, finite_after = np.isfinite(before), np.isfinite(after)
+        both = finite_before & finite_after
+        counted = Losses(
+            elements=before.size - int(np.count_nonzero(both)),
+            nan=int(np.count_nonzero(np.isnan(before))),
+            inf=int(np.count_nonzero(np.isinf(before))),
+            overflowed=int(np.count_nonzero(finite_before & ~finite_after)),
         )
+        if not both.any():
+            return counted
+        return counted + _compare_finite(before[both].astype(np.float64), after[both].astype(np.float64))
 
 
 def _compare_finite(before: Array, after: Array) -> Losses:
-    """`compare` where some number is not finite, or the error itself is beyond the format."""
-    finite_before, finite_after = np.isfinite(before), np.isfinite(after)
-    both = finite_before & finite_after
-    counted = Losses(
-        elements=before.size - int(np.count_nonzero(both)),
-        nan=int(np.count_nonzero(np.isnan(before))),
-        inf=int(np.count_nonzero(np.isinf(before))),
-        overflowed=int(np.count_nonzero(finite_before & ~finite_after)),
+    """`compare` for numbers that are all finite; if one is not, some error in the answer is not."""
+    error = before - after
+    highest = _highest_magnitude(error)
+    if highest == 0 and not np.isnan(error).any():
+        return Losses(elements=before.size, sum_squares=_sum_of_squares(before))
+    worst = _highest_magnitude(error / before)
+    return Losses(
+        elements=before.size,
+        # a relative error is 1 wherever something became zero, so that most blocks need not be searched for it
+        underflowed=int(np.count_nonzero((after == 0) & (before != 0))) if worst >= 1 else 0,
+        max_abs_error=highest,
+        max_relative_error=worst,
+        sum_squared_error=_sum_of_squares(error),
+        sum_squares=_sum_of_squares(before),
     )
-    return counted + compare(before[both].astype(np.float64), after[both].astype(np.float64))
+
+
+def _highest_magnitude(values: Array) -> float:
+    """Of all but NaN, such as that of 0 / 0; three times as fast as a maximum that has to look for NaN."""
+    return max(float(np.fmax.reduce(values)), -float(np.fmin.reduce(values)))
 
 
 def _sum_of_squares(values: Array) -> float:

@@ -129,3 +129,12 @@ def test_rows_are_looked_at_one_by_one_and_infinities_do_not_set_a_scale() -> No
     largest, has_nan = largest_magnitudes(values, np.array([0, 2, 6]))
     assert largest.tolist() == [3, 5, 0]
     assert has_nan
+
+
+def test_errors_whose_squares_no_format_holds_are_told_as_far_as_they_can_be() -> None:
+    values = np.array([1e200, 1.0, np.nan])
+    stored, losses = convert(values, FORMATS["fp32"], saturate=True)
+    assert np.isfinite(stored[:2]).all()
+    assert (losses.saturated, losses.nan, losses.max_abs_error) == (1, 1, pytest.approx(1e200))
+    assert losses.sum_squared_error == math.inf
+    assert compare(np.array([1.7e308]), np.array([-1.7e308])).elements == 1
