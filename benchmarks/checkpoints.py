@@ -1,11 +1,13 @@
 """Converting a checkpoint beside copying it: speed, and the peak memory of the converting process.
 
 Both read the same file out of the page cache, write a new file and sync it to the disk. Of every pair of runs the copy
-goes first; told are the medians. `CHECKPOINT_BYTES` in the environment chooses another size than 4 GB.
+goes first; told are the medians. CPU time, of all threads, is what a busy machine disturbs least. `CHECKPOINT_BYTES` in
+the environment chooses another size than 4 GB.
 """
 
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -65,19 +67,30 @@ def write_checkpoint(path: Path, size: int) -> None:
 def beside_a_copy(source: Path, to: str) -> None:
     target = source.with_name("out.safetensors")
     copies, conversions, peaks = [], [], []
+    started = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     for _ in range(ROUNDS):
         copies.append(seconds(lambda: copy(source, target)))
         target.unlink()
         conversions.append(seconds(lambda: peaks.append(convert(source, target, to))))
         target.unlink()
     ratio = statistics.median(copies) / statistics.median(conversions)
+    ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    of_copy, of_conversion = (
+        cpu_seconds(after) - cpu_seconds(before) for before, after in zip(started, ended, strict=True)
+    )
+    cpu = of_conversion / of_copy
     rate = source.stat().st_size / statistics.median(conversions) / GB
     slow = f"; below {SLOWEST_RATIO}" if to == "bf16" and ratio < SLOWEST_RATIO else ""
     large = f"; over {human_bytes(MOST_BYTES)}" if max(peaks) >= MOST_BYTES else ""
     print(
         f"{f'fp32 to {to}, {human_bytes(source.stat().st_size)}, synced':52s} {rate:10.2f} GB/s     "
-        f"{ratio:.2f} × the speed of copying it{slow}; peak {human_bytes(max(peaks))}{large}"
+        f"{ratio:.2f} × the speed of copying it{slow}; CPU {cpu:.1f} times the copy's; "
+        f"peak {human_bytes(max(peaks))}{large}"
     )
+
+
+def cpu_seconds(used: resource.struct_rusage) -> float:
+    return used.ru_utime + used.ru_stime
 
 
 def seconds(work: Callable[[], object]) -> float:
