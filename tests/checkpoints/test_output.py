@@ -336,3 +336,10 @@ def test_what_appears_meanwhile_in_the_place_of_the_output_stays(source: Path, f
         with pytest.raises(UnusableOutput, match="exists"):
             convert(prepare(given, target, BF16), progress=appears)
         assert target.is_dir() or target.read_bytes() == b"precious"
+
+
+def test_left_overs_longer_than_the_output_leave_no_trace_in_it(source: Path, tmp_path: Path) -> None:
+    (tmp_path / ".out.safetensors.tonnage-partial").write_bytes(b"\xff" * 1_000_000)
+    convert(prepare(source, tmp_path / "out.safetensors", BF16))
+    convert(prepare(source, tmp_path / "whole.safetensors", BF16))
+    assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
