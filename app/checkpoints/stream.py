@@ -32,8 +32,8 @@ from app.units import MIB
 WORKERS = 4
 """Threads: NumPy computes beside Python's lock, and some of them wait for the disk."""
 
-CHUNK_ELEMENTS = 2**20
-"""Elements of one chunk: 4 MiB of FP32."""
+CHUNK_ELEMENTS = 2**19
+"""Elements of one chunk: 2 MiB of FP32, still in the cache after it was read."""
 
 BLOCK_ELEMENTS = 2**18
 """Elements that are worked on at a time: few enough to stay in the cache, many enough that the threads seldom wait

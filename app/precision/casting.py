@@ -176,14 +176,15 @@ def _compare_finite(before: Array, after: Array) -> Losses:
     highest = _highest_magnitude(error)
     if highest == 0 and not np.isnan(error).any():
         return Losses(elements=before.size, sum_squares=_sum_of_squares(before))
-    worst = _highest_magnitude(error / before)
+    sum_squared_error = _sum_of_squares(error)
+    worst = _highest_magnitude(np.divide(error, before, out=error))  # in place: one array less to keep in the cache
     return Losses(
         elements=before.size,
         # a relative error is 1 wherever something became zero, so that most blocks need not be searched for it
         underflowed=int(np.count_nonzero((after == 0) & (before != 0))) if worst >= 1 else 0,
         max_abs_error=highest,
         max_relative_error=worst,
-        sum_squared_error=_sum_of_squares(error),
+        sum_squared_error=sum_squared_error,
         sum_squares=_sum_of_squares(before),
     )
 
