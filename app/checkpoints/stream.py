@@ -174,7 +174,7 @@ class _Conversion:
             last = min(first + BLOCK_ELEMENTS, stop)
             values = numbers[first - start : last - start]
             if read is not None:
-                values = casting.widened(values) * read[0].over(read[1], first, last)
+                values = casting.scaled_back(values, read[0].over(read[1], first, last))
             yield first, last, values
 
     def _submit(self, tensor: Tensor, size: int, job: Callable[[], Losses | None]) -> None:

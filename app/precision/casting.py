@@ -78,10 +78,17 @@ def widened(values: Array) -> Array:
     """`values` in the format that they are worked with: FP64 stays, all others are exact in FP32."""
     if values.dtype in (np.float64, np.float32):
         return values
-    if values.dtype.itemsize == 1:
-        return _byte_table(values.dtype)[values.view(np.uint8)]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        if values.dtype.itemsize == 1:
+            return _byte_table(values.dtype)[values.view(np.uint8)]
         return values.astype(np.float32)
+
+
+def scaled_back(values: Array, scales: Array) -> Array:
+    """The numbers that stored `values` stand for: each times its scale, FP32."""
+    with np.errstate(all="ignore"):
+        back: Array = widened(values) * scales
+        return back
 
 
 def _byte_table(dtype: np.dtype[Any]) -> Array:

@@ -295,3 +295,12 @@ def test_fp16_overflows_unless_it_saturates(tmp_path: Path) -> None:
     losses = report_of(done, "a").losses
     assert losses is not None
     assert (losses.saturated, losses.overflowed) == (2, 0)
+
+
+def test_stored_numbers_beyond_fp32_are_read_back_as_infinite_without_a_word_from_numpy(tmp_path: Path) -> None:
+    tensors = {"a.weight": np.full((2, 2), 100, np.int8), "a.weight_scale": np.array([3e38], np.float32)}
+    target, done = convert_file(write(tmp_path / "in.safetensors", tensors), "fp32")
+    assert np.isinf(read(target)["a.weight"]).all()
+    losses = report_of(done, "a.weight").losses
+    assert losses is not None
+    assert losses.inf == 4

@@ -35,7 +35,9 @@ def test_widening_is_exact_for_every_pattern_of_bits(dtype: type) -> None:
 def losses_one_by_one(before: np.ndarray, after: np.ndarray) -> Losses:
     """The definitions, in Python's own numbers."""
     total = Losses()
-    for value, stored in zip(before.astype(float).tolist(), after.astype(float).tolist(), strict=True):
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        pairs = zip(before.astype(float).tolist(), after.astype(float).tolist(), strict=True)
+    for value, stored in pairs:
         if math.isnan(value) or math.isinf(value):
             total += Losses(1, nan=int(math.isnan(value)), inf=int(math.isinf(value)))
         elif not math.isfinite(stored):
