@@ -25,15 +25,18 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"tonnage {__version__}\n"
 
 
+COMMANDS = ("serve", "migrate", "token", "estimate", "scaling", "accuracy", "convert", "agent")
+
+
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     said = capsys.readouterr().out
-    for command in ("serve", "migrate", "token", "estimate", "scaling", "accuracy", "convert", "agent"):
+    for command in COMMANDS:
         assert f"  {command} " in said
 
 
-@pytest.mark.parametrize("command", ["serve", "migrate", "token", "estimate", "scaling", "accuracy", "convert", "agent"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
