@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from app.checkpoints.dtypes import FLOATS
 from app.checkpoints.faults import UnusableCheckpoint, UnusableOption
 from app.checkpoints.header import Header, Tensor, write_header
 from app.checkpoints.scales import (
@@ -32,7 +33,6 @@ DTYPES: Mapping[Format, str] = MappingProxyType(
 SCALED: Mapping[Format, str] = MappingProxyType({"fp8_e4m3": "tensor", "fp8_e5m2": "tensor", "int8": "channel"})
 """Formats with scales, and what one scale is for."""
 
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 _EIGHT_BITS = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8")
 
 _SENSITIVE = (
@@ -184,7 +184,7 @@ def _reason_to_stay(tensor: Tensor, options: Options, *, is_scaled: bool) -> str
         return "kept, as asked"
     if tensor.dtype == DTYPES[options.to] and (is_scaled or options.to not in SCALED or tensor.dtype == "I8"):
         return f"already {options.to}"
-    if tensor.dtype not in _FLOATS and not is_scaled:
+    if tensor.dtype not in FLOATS and not is_scaled:
         if included:
             raise UnusableOption(
                 f"--include names {tensor.name}, which is {tensor.dtype}; only floating numbers convert"

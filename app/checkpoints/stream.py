@@ -8,17 +8,15 @@ is the same however the threads ran.
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from types import MappingProxyType
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from app.checkpoints.dtypes import NUMPY_DTYPES
 from app.checkpoints.faults import ChangedMeanwhile, UnusableCheckpoint
 from app.checkpoints.header import Tensor
 from app.checkpoints.plan import ShardPlan, Step, StoredScale
@@ -38,22 +36,6 @@ CHUNK_ELEMENTS = 2**19
 BLOCK_ELEMENTS = 2**18
 """Elements that are worked on at a time: few enough to stay in the cache, many enough that the threads seldom wait
 for Python's lock."""
-
-NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
-    {
-        "F64": np.dtype("<f8"),
-        "F32": np.dtype("<f4"),
-        "F16": np.dtype("<f2"),
-        "BF16": np.dtype(ml_dtypes.bfloat16),
-        "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-        "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-        "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
-        "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
-        "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
-        "I8": np.dtype("i1"),
-    }
-)
-"""Dtypes whose numbers are read or written; all others are copied as bytes."""
 
 _HELD_BYTES = 31 * MIB
 """Once a block of this size was freed, glibc holds what is freed for the next array instead of giving it back to the
