@@ -4,6 +4,7 @@ import re
 
 from app import catalog
 from app.planning.specs import Gpu
+from app.units import GIB
 
 _BY_WORDS: tuple[tuple[str, tuple[tuple[float, str], ...]], ...] = (
     (r"\bgb300\b", ((0, "gb300"),)),
@@ -28,6 +29,9 @@ _BY_WORDS: tuple[tuple[str, tuple[tuple[float, str], ...]], ...] = (
     (r"\btitan rtx\b", ((0, "titan-rtx"),)),
 )
 
+_LARGEST_GIB = 10_000.0
+"""Of cards of one name, the largest is meant where the source says no memory."""
+
 
 def gpu_of(model: str, memory_gib: float | None) -> Gpu | None:
     """The card, by the words of its name and by its memory in GiB where a card exists with several; None where the
@@ -40,6 +44,7 @@ def gpu_of(model: str, memory_gib: float | None) -> Gpu | None:
     geforce = re.search(r"\b(\d{4})\s*(ti)?\s*(super)?\b", words)
     if geforce is not None and "rtx" in words:
         key = "-".join(part for part in ("rtx", *geforce.groups()) if part)
-        matches = [card for name, card in catalog.load().gpus.items() if name == key or name.startswith(f"{key}-")]
-        return matches[-1] if matches else None
+        of_any_size = rf"{re.escape(key)}(-(\d+)gb)?"
+        matches = [card for name, card in catalog.load().gpus.items() if re.fullmatch(of_any_size, name)]
+        return min(matches, key=lambda card: abs(card.memory_bytes / GIB - (memory_gib or _LARGEST_GIB)), default=None)
     return None

@@ -1,70 +1,175 @@
-"""The facts the product ships: GPUs and models, as data files with one loader. Names match whole, or the nearest are
-named.
+"""The facts the product ships: GPUs, links, node shapes, cloud instances and models, as data files with one loader.
+Names match whole, or the nearest are named. A team's own entries stand beside what ships.
 """
 
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from types import MappingProxyType
-from typing import Any
+from typing import TypeVar
 
 from app.catalog import cards
 from app.catalog.cards import Model
+from app.catalog.gpus import MIG, Card, Cards, load_cards, named, not_one
+from app.catalog.instances import Instance, instances
+from app.catalog.interconnects import Interconnect, Sweep, interconnects, sweeps
+from app.catalog.nodes import NodeShape, node_shapes
+from app.catalog.team import NoTeam, TeamFacts
 from app.errors import NotFound, UnknownName
 from app.planning.specs import Gpu
-from app.units import GB, MIB
 
 _LONGEST_NAME = 200
 """Of a longer name from a URL, the rest is not looked at: likeness takes time with the square of the length."""
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Everything the catalogue holds, read-only. Look-ups accept exact keys (upper or lower case) and aliases only."""
+    """Everything the catalogue holds, read-only. Look-ups accept exact keys (upper or lower case) and aliases only.
+
+    What ships comes first: an entry of the team with a key that a later version ships too is listed, and a name means
+    the shipped one.
+    """
 
     gpus: Mapping[str, Gpu]
+    """Whole cards that ship, by key."""
     models: Mapping[str, Model]
-    _gpu_aliases: Mapping[str, str]
+    """Models by id."""
+    _cards: Cards
     _model_ids: Mapping[str, str]
+    team: TeamFacts = field(default_factory=NoTeam)
+    """What the team adds."""
+
+    def with_team(self, team: TeamFacts) -> "Catalog":
+        """This catalogue, with the entries of a team beside it."""
+        return replace(self, team=team)
 
     def gpu(self, key: str, *, pointer: str = "/hardware/gpu") -> Gpu:
-        """The GPU with this key. Raises UnknownName with the nearest keys, pointing at `pointer`."""
-        found = self._find_gpu(key)
+        """The GPU with this key: a card, a MIG instance of one, or the team's own. Raises UnknownName with the nearest
+        keys, pointing at `pointer`.
+        """
+        found = self._find_card(key)
         if found is None:
-            raise UnknownName.among("gpu", key, list(self.gpus), pointer=pointer, see="GET /v1/gpus")
+            raise self._unknown_gpu(key, pointer)
+        return self.gpus.get(found.key) or found.plain()
+
+    def card_at_path(self, key: str) -> Card:
+        """The GPU of a URL path, with all that is recorded of it. Raises NotFound with the nearest keys."""
+        found = self._find_card(key)
+        if found is None:
+            raise NotFound(self._unknown_gpu(key[:_LONGEST_NAME], "").detail)
         return found
 
-    def gpu_at_path(self, key: str) -> Gpu:
-        """The GPU of a URL path. Raises NotFound with the nearest keys."""
-        found = self._find_gpu(key)
-        if found is None:
-            raise NotFound(_unknown("gpu", key, self.gpus, see="GET /v1/gpus").detail)
-        return found
+    def cards(self) -> Iterator[Card]:
+        """Every card that ships, then the team's own."""
+        yield from self._cards.cards.values()
+        yield from self.team.cards.values()
+
+    def ships_gpu(self, key: str) -> bool:
+        """Whether the key or alias is one that ships, be it of an instance."""
+        lowered = key.lower()
+        return lowered in self._cards.aliases or self._shipped_card(lowered) is not None
 
     def gpus_with_nvml_name(self, name: str) -> tuple[Gpu, ...]:
         """The cards that report exactly this NVML name; several share one where a card has two memory sizes."""
-        return tuple(gpu for gpu in self.gpus.values() if name in gpu.nvml_names)
+        return tuple(card.plain() for card in named(self.cards(), name, None))
+
+    def find_reported(self, name: str, total_bytes: int | None = None) -> Gpu | None:
+        """The card that reports exactly this NVML name and total memory; None unless there is exactly one.
+
+        Of a MIG instance, the name is what CUDA calls the device. What ships comes first; without a total, a name that
+        several cards share means none of them.
+        """
+        for known in (self._shipped_cards(), self.team.cards.values()):
+            found = named(known, name, total_bytes)
+            if found:
+                return found[0].plain() if len(found) == 1 else None
+        return None
+
+    def reported_as(self, name: str, total_bytes: int | None = None, *, pointer: str = "") -> Gpu:
+        """The card that reports this NVML name and total. Raises UnknownName with the nearest names, or with the cards
+        of that name and their totals.
+        """
+        found = self.find_reported(name, total_bytes)
+        if found is None:
+            everything = [*self._shipped_cards(), *self.team.cards.values()]
+            raise not_one(everything, name[:_LONGEST_NAME], total_bytes, pointer=pointer)
+        return found
+
+    @property
+    def interconnects(self) -> Mapping[str, Interconnect]:
+        """Links by key."""
+        return interconnects()
+
+    @property
+    def sweeps(self) -> tuple[Sweep, ...]:
+        """Collective operations measured over all sizes of messages."""
+        return sweeps()
+
+    @property
+    def node_shapes(self) -> Mapping[str, NodeShape]:
+        """Node shapes that ship, by key."""
+        return node_shapes()
+
+    @property
+    def instances(self) -> Mapping[str, Instance]:
+        """Cloud instances that ship, by key."""
+        return instances()
+
+    def interconnect(self, key: str, *, pointer: str) -> Interconnect:
+        """The link with this key. Raises UnknownName with the nearest keys, pointing at `pointer`."""
+        return _exact("interconnect", key, (self.interconnects,), pointer=pointer, see="GET /v1/interconnects")
+
+    def interconnect_at_path(self, key: str) -> Interconnect:
+        """The link of a URL path. Raises NotFound with the nearest keys."""
+        return _at_path("interconnect", key, (self.interconnects,), see="GET /v1/interconnects")
+
+    def node_shape_at_path(self, key: str) -> NodeShape:
+        """The node shape of a URL path, shipped or the team's. Raises NotFound with the nearest keys."""
+        return _at_path("node shape", key, (self.node_shapes, self.team.node_shapes), see="GET /v1/node-shapes")
+
+    def instance_at_path(self, key: str) -> Instance:
+        """The instance of a URL path, shipped or the team's. Raises NotFound with the nearest keys."""
+        return _at_path("instance", key, (self.instances, self.team.instances), see="GET /v1/instances")
 
     def model(self, id: str, *, pointer: str = "/model/id") -> Model:
         """The model with this id. Raises UnknownName with the nearest ids, pointing at `pointer`."""
         found = self._find_model(id)
         if found is None:
-            raise UnknownName.among("model", id, list(self.models), pointer=pointer, see="GET /v1/models")
+            raise self._unknown_model(id, pointer)
         return found
 
     def model_at_path(self, id: str) -> Model:
         """The model of a URL path. Raises NotFound with the nearest ids."""
         found = self._find_model(id)
         if found is None:
-            raise NotFound(_unknown("model", id, self.models, see="GET /v1/models").detail)
+            known = list(self.models)
+            raise NotFound(
+                UnknownName.among("model", id[:_LONGEST_NAME], known, pointer="", see="GET /v1/models").detail
+            )
         return found
 
-    def _find_gpu(self, key: str) -> Gpu | None:
+    def _find_card(self, key: str) -> Card | None:
         lowered = key.lower()
-        return self.gpus.get(self._gpu_aliases.get(lowered, lowered))
+        return self._shipped_card(lowered) or self.team.cards.get(lowered)
+
+    def _shipped_card(self, lowered: str) -> Card | None:
+        card, mig, profile = lowered.partition(MIG)
+        known = self._cards.aliases.get(card, card)
+        return self._cards.mig_instances.get(f"{known}{mig}{profile}") if mig else self._cards.cards.get(known)
+
+    def _shipped_cards(self) -> Iterator[Card]:
+        yield from self._cards.cards.values()
+        yield from self._cards.mig_instances.values()
+
+    def _unknown_gpu(self, key: str, pointer: str) -> UnknownName:
+        known = [*self._cards.cards, *self.team.cards, *(self._cards.mig_instances if MIG in key.lower() else ())]
+        return UnknownName.among("gpu", key, known, pointer=pointer, see="GET /v1/gpus")
+
+    def _unknown_model(self, id: str, pointer: str) -> UnknownName:
+        return UnknownName.among("model", id, list(self.models), pointer=pointer, see="GET /v1/models")
 
     def _find_model(self, id: str) -> Model | None:
         known = self._model_ids.get(id.lower())
@@ -73,44 +178,30 @@ class Catalog:
 
 @cache
 def load() -> Catalog:
-    """Reads and checks all data files, once. A row that lacks a source or a figure raises, and nothing starts."""
+    """Reads and checks GPUs and models, once; the rest when it is asked for. A row that lacks a source or a figure
+    raises, and nothing starts.
+    """
     folder = files("app.catalog")
-    rows = _toml(folder / "gpus.toml")
-    gpus = {key: _gpu(key, row) for key, row in rows.items()}
+    shipped = load_cards(folder)
     models = cards.models(folder / "models")
     return Catalog(
-        gpus=MappingProxyType(gpus),
+        gpus=MappingProxyType({key: card.plain() for key, card in shipped.cards.items()}),
         models=MappingProxyType(models),
-        _gpu_aliases=MappingProxyType({alias: key for key, row in rows.items() for alias in row.get("aliases", ())}),
+        _cards=shipped,
         _model_ids=MappingProxyType({id.lower(): id for id in models}),
     )
 
 
-def _gpu(key: str, row: dict[str, Any]) -> Gpu:
-    reserved_mib = row.get("reserved_mib")
-    nvlink = row.get("nvlink_gb_per_second_per_direction")
-    bandwidth = row.get("memory_bandwidth_gb_per_second")
-    return Gpu(
-        key=key,
-        name=row["name"],
-        nvml_names=tuple(row["nvml_names"]),
-        architecture=row["architecture"],
-        compute_capability=row["compute_capability"],
-        memory_bytes=row["memory_mib"] * MIB,
-        reserved_bytes=None if reserved_mib is None else reserved_mib * MIB,
-        streaming_multiprocessors=row.get("streaming_multiprocessors"),
-        memory_bandwidth_bytes_per_second=None if bandwidth is None else bandwidth * GB,
-        dense_flops_per_second={format: rate * 1e12 for format, rate in row["dense_tflops"].items()},
-        nvlink_bytes_per_second_per_direction=None if nvlink is None else nvlink * GB,
-        thermal_design_power_watts=row.get("thermal_design_power_watts"),
-        source=row["source"],
-        notes=row.get("notes"),
-    )
+def _exact(kind: str, key: str, tables: tuple[Mapping[str, T], ...], *, pointer: str, see: str) -> T:
+    lowered = key.lower()
+    for table in tables:
+        if lowered in table:
+            return table[lowered]
+    raise UnknownName.among(kind, key, [known for table in tables for known in table], pointer=pointer, see=see)
 
 
-def _unknown(kind: str, name: str, known: Mapping[str, object], *, see: str) -> UnknownName:
-    return UnknownName.among(kind, name[:_LONGEST_NAME], list(known), pointer="", see=see)
-
-
-def _toml(file: Traversable) -> dict[str, dict[str, Any]]:
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+def _at_path(kind: str, key: str, tables: tuple[Mapping[str, T], ...], *, see: str) -> T:
+    try:
+        return _exact(kind, key[:_LONGEST_NAME], tables, pointer="", see=see)
+    except UnknownName as error:
+        raise NotFound(error.detail) from None

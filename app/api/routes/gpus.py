@@ -47,4 +47,4 @@ def get_gpu(
     _: Viewer,
 ) -> Gpu:
     """A GPU by its key or one of its aliases."""
-    return catalog.gpu_at_path(key)
+    return catalog.card_at_path(key)

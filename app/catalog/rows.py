@@ -1,0 +1,54 @@
+"""How data files are read: units for people there, bytes and seconds here."""
+
+import csv
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib.resources.abc import Traversable
+from typing import Annotated, Any
+
+from pydantic import Field, StrictInt, StrictStr, StringConstraints
+
+from app.units import GB, GIB, MIB
+
+Text = Annotated[StrictStr, StringConstraints(min_length=1, max_length=4_000)]
+HostBytes = Annotated[StrictInt, Field(ge=1, le=2**60)]
+Rate = Annotated[float, Field(strict=True, gt=0, le=1e30, allow_inf_nan=False)]
+"""A rate or an amount of money, above nothing."""
+
+_UNITS: tuple[tuple[str, str, float], ...] = (
+    ("gb_per_second", "bytes_per_second", GB),
+    ("mib", "bytes", MIB),
+    ("gib", "bytes", GIB),
+    ("microseconds", "seconds", 1e-6),
+)
+
+
+def tables(file: Traversable) -> dict[str, Any]:
+    """The tables of a TOML file, by key, and what stands before them."""
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+def lines(file: Traversable) -> Iterator[dict[str, str]]:
+    """The lines of a CSV file with a header, without the fields that are empty. Raises ValueError for a line that is
+    longer than the header.
+    """
+    for line in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
+        if None in line:
+            raise ValueError(f"{file.name}: a line is longer than the header: {line}")
+        yield {name: value for name, value in line.items() if value}
+
+
+def in_base_units(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with each figure, and each in a list, in bytes and seconds, and named so."""
+    return dict(_converted(name, value) for name, value in row.items())
+
+
+def _converted(name: str, value: Any) -> tuple[str, Any]:
+    for unit, base, factor in _UNITS:
+        if f"_{unit}" in f"_{name}":
+            return name.replace(unit, base), _times(value, factor)
+    return name, value
+
+
+def _times(value: Any, factor: float) -> Any:
+    return [one * factor for one in value] if isinstance(value, list) else value * factor
