@@ -16,7 +16,21 @@ from app.api.deps import Service
 from app.api.hub_models import HubModels
 from app.api.metrics import Metrics
 from app.api.middleware import Envelope, Limits
-from app.api.routes import accuracy, estimates, gpus, inventory, models, operations, pages, plans, precision, scaling
+from app.api.routes import (
+    accuracy,
+    estimates,
+    gpus,
+    instances,
+    interconnects,
+    inventory,
+    models,
+    node_shapes,
+    operations,
+    pages,
+    plans,
+    precision,
+    scaling,
+)
 from app.settings import Settings, SettingsError
 from app.storage import db, hub_cache
 from app.storage.idempotency import drop_old
@@ -32,11 +46,28 @@ _TAGS = [
     {"name": "precision", "description": "Number formats, and what they do to values, tensors and models."},
     {"name": "scaling", "description": "How large a model, and how much text, a budget is best spent on."},
     {"name": "plans", "description": "Estimates worth keeping, with every revision."},
-    {"name": "catalogue", "description": "The models and GPUs that have a name here."},
+    {
+        "name": "catalogue",
+        "description": "Models, GPUs, links, node shapes and prices that have a name here, and the team's own.",
+    },
     {"name": "inventory", "description": "The live fleet, as the agents report it."},
     {"name": "operations", "description": "For whatever runs the service."},
 ]
-_ROUTES = (operations, estimates, scaling, accuracy, precision, plans, models, gpus, inventory, pages)
+_ROUTES = (
+    operations,
+    estimates,
+    scaling,
+    accuracy,
+    precision,
+    plans,
+    models,
+    gpus,
+    interconnects,
+    node_shapes,
+    instances,
+    inventory,
+    pages,
+)
 _HOUSEKEEPING_SECONDS = 3_600
 
 _log = logging.getLogger(__name__)

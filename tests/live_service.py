@@ -24,6 +24,34 @@ from app.storage.tables import metadata
 
 LLAMA = {"id": "meta-llama/Llama-3.1-8B"}
 PLAN: dict[str, Any] = {"name": "first", "model": LLAMA, "hardware": {"gpu": "h100-sxm-80gb"}}
+GPU: dict[str, Any] = {
+    "name": "GeForce RTX 3080 with 20 GB",
+    "nvml_names": ["NVIDIA GeForce RTX 3080"],
+    "architecture": "Ampere GA10x",
+    "compute_capability": "8.6",
+    "memory_bytes": 19_456 * 2**20,
+    "dense_flops_per_second": {"bf16": 59.5e12},
+    "as_of": "2026-01-31",
+    "source": "nvidia-smi on lab-3",
+}
+SHAPE: dict[str, Any] = {
+    "name": "rack",
+    "gpu": "h100-sxm-80gb",
+    "gpus_per_node": 8,
+    "as_of": "2026-01-31",
+    "source": "purchase order",
+}
+INSTANCE: dict[str, Any] = {
+    "provider": "aws",
+    "instance_type": "p5.48xlarge",
+    "gpu": "h100-sxm-80gb",
+    "gpus": 8,
+    "on_demand_per_hour_usd": 44.0,
+    "as_of": "2026-01-31",
+    "source": "agreement",
+}
+ENTRIES: dict[str, dict[str, Any]] = {"/v1/gpus": GPU, "/v1/node-shapes": SHAPE, "/v1/instances": INSTANCE}
+"""A team's own entries, by where they are stored."""
 
 
 @dataclass(frozen=True, slots=True)

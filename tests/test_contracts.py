@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
 from jsonschema import Draft202012Validator
-from live_service import PLAN, LiveService
+from live_service import ENTRIES, PLAN, LiveService
 
 from app.api.auth import Role, requirement_of
 from app.api.problems import MEDIA_TYPE
@@ -191,11 +191,13 @@ def test_what_is_read_is_what_is_documented(client: httpx.Client, name: str) -> 
 
 
 def stored(client: httpx.Client) -> dict[str, object]:
-    """Store a plan and a node, and say how a path names them."""
+    """Store a plan, a node and the team's own entries, and say how a path names them."""
     plan = client.post("/v1/plans", json=PLAN).json()["id"]
     report = next(example for of, example in EXAMPLES.values() if of == "POST /v1/agent/reports")
     client.post("/v1/agent/reports", json=report).raise_for_status()
-    return {"plan_id": plan, "node_id": client.get("/v1/nodes").json()["items"][0]["id"], "revision": 1}
+    for path, entry in ENTRIES.items():
+        client.post(path, json={"key": "ours", **entry}).raise_for_status()
+    return {"key": "ours", "plan_id": plan, "node_id": client.get("/v1/nodes").json()["items"][0]["id"], "revision": 1}
 
 
 def call(client: httpx.Client, name: str, known: dict[str, object], **given: Any) -> httpx.Response:

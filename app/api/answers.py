@@ -19,8 +19,13 @@ def json_answer(body: BaseModel, *, status: int = 200, headers: Mapping[str, str
 
 def documented(example: object, description: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """One entry of `responses=`: an `example` of the answer's body, and what its `headers` mean."""
-    described = {name: {"schema": {"type": "string"}, "description": text} for name, text in (headers or {}).items()}
-    return {"description": description, "content": {"application/json": {"example": example}}, "headers": described}
+    content = {"application/json": {"example": example}}
+    return {"description": description, "content": content, "headers": described(headers or {})}
+
+
+def described(headers: Mapping[str, str]) -> dict[str, Any]:
+    """What the `headers` of an answer mean, as the OpenAPI document says it."""
+    return {name: {"schema": {"type": "string"}, "description": text} for name, text in headers.items()}
 
 
 def shown_with(**arguments: object) -> Callable[[Endpoint], Endpoint]:

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.api.hub_models import HubModels
 from app.api.metrics import Metrics
+from app.api.team_catalog import TeamEntries
 from app.api.tensor_reports import TensorUpload
 from app.api.uploads import Upload
 from app.catalog import Catalog
@@ -69,12 +70,16 @@ def _tx(request: Request) -> Iterator[Session]:
         yield session
 
 
+Tx = Annotated[Session, Depends(_tx, scope="function")]
+
+
 async def _service(request: Request) -> Service:
     return service_of(request)  # async, as is the next: to look something up is not worth a thread
 
 
-async def _catalog(request: Request) -> Catalog:
-    return service_of(request).catalog
+async def _catalog(request: Request, tx: Tx) -> Catalog:
+    """The catalogue with the team's entries beside it: they are read in the request's transaction, if at all."""
+    return service_of(request).catalog.with_team(TeamEntries(tx))
 
 
 async def _tensors(request: Request) -> AsyncIterator[TensorUpload]:
@@ -93,7 +98,6 @@ async def _hub(request: Request) -> HubModels | None:
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
-CatalogDep = Annotated[Catalog, Depends(_catalog)]
 TensorUploadDep = Annotated[TensorUpload, Depends(_tensors)]
 HubDep = Annotated[HubModels | None, Depends(_hub)]
-Tx = Annotated[Session, Depends(_tx, scope="function")]
+CatalogDep = Annotated[Catalog, Depends(_catalog, scope="function")]

@@ -118,7 +118,9 @@ class GpuView(View):
     name: str | None
     """Product name exactly as the driver gives it."""
     gpu: list[str]
-    """Keys of the catalogue's cards that have this name; several where cards share one, none for an unknown card."""
+    """Key of the catalogue's card that has this name and total memory. Without such a total, the keys of all that have
+    the name: several where cards share one, none for an unknown card.
+    """
     present: bool
     """False once its node reports without it."""
     demo: bool

@@ -4,10 +4,11 @@ Every operation lists its problems as `application/problem+json`: those it names
 from its role, its body and its parameters. FastAPI's own 422 is taken out, because nothing here ever answers with it.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.encoders import jsonable_encoder
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
@@ -130,7 +131,8 @@ def _compute_example(operation: dict[str, Any], endpoint: object, app: FastAPI) 
     arguments = getattr(endpoint, "shown_with", None)
     if callable(endpoint) and arguments is not None:
         answer = endpoint(**arguments, catalog=app.state.service.catalog, _=None)
-        operation["responses"]["200"]["content"]["application/json"]["example"] = jsonable_encoder(answer)
+        example = json.loads(bytes(answer.body)) if isinstance(answer, Response) else jsonable_encoder(answer)
+        operation["responses"]["200"]["content"]["application/json"]["example"] = example
 
 
 def _implied(operation: dict[str, Any], role: str | None) -> list[type[TonnageError]]:

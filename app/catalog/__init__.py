@@ -72,21 +72,18 @@ class Catalog:
         lowered = key.lower()
         return lowered in self._cards.aliases or self._shipped_card(lowered) is not None
 
-    def gpus_with_nvml_name(self, name: str) -> tuple[Gpu, ...]:
-        """The cards that report exactly this NVML name; several share one where a card has two memory sizes."""
-        return tuple(card.plain() for card in named(self.cards(), name, None))
+    def cards_reported_as(self, name: str, total_bytes: int | None = None) -> tuple[Card, ...]:
+        """The cards that report exactly this NVML name and, if it is given, this total; what ships comes first, and the
+        team's own only where nothing that ships does. Of a MIG instance, the name is what CUDA calls the device.
+        """
+        return named(self._shipped_cards(), name, total_bytes) or named(self.team.cards.values(), name, total_bytes)
 
     def find_reported(self, name: str, total_bytes: int | None = None) -> Gpu | None:
-        """The card that reports exactly this NVML name and total memory; None unless there is exactly one.
-
-        Of a MIG instance, the name is what CUDA calls the device. What ships comes first; without a total, a name that
-        several cards share means none of them.
+        """The card that reports exactly this NVML name and total memory; None unless there is exactly one: without a
+        total, a name that several cards share means none of them.
         """
-        for known in (self._shipped_cards(), self.team.cards.values()):
-            found = named(known, name, total_bytes)
-            if found:
-                return found[0].plain() if len(found) == 1 else None
-        return None
+        found = self.cards_reported_as(name, total_bytes)
+        return self.gpus.get(found[0].key, found[0].plain()) if len(found) == 1 else None
 
     def reported_as(self, name: str, total_bytes: int | None = None, *, pointer: str = "") -> Gpu:
         """The card that reports this NVML name and total. Raises UnknownName with the nearest names, or with the cards
@@ -94,9 +91,13 @@ class Catalog:
         """
         found = self.find_reported(name, total_bytes)
         if found is None:
-            everything = [*self._shipped_cards(), *self.team.cards.values()]
-            raise not_one(everything, name[:_LONGEST_NAME], total_bytes, pointer=pointer)
+            raise self.not_reported(name, total_bytes, pointer=pointer)
         return found
+
+    def not_reported(self, name: str, total_bytes: int | None, *, pointer: str = "") -> UnknownName:
+        """Why no single card can be told from this name and total."""
+        everything = [*self._shipped_cards(), *self.team.cards.values()]
+        return not_one(everything, name[:_LONGEST_NAME], total_bytes, pointer=pointer)
 
     @property
     def interconnects(self) -> Mapping[str, Interconnect]:

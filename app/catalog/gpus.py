@@ -5,15 +5,18 @@ from dataclasses import dataclass
 from datetime import date
 from importlib.resources.abc import Traversable
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictInt, StrictStr, StringConstraints, model_validator
 
-from app.catalog.rows import Text, in_base_units, lines, tables
+from app.catalog.rows import Day, Rate, Text, in_base_units, lines, tables
 from app.catalog.team import Stored
 from app.errors import UnknownName
-from app.planning.specs import Count, Gpu, Name, Spec
+from app.planning.specs import LARGEST_COUNT, Count, Gpu, Name, Spec
 from app.units import MIB
+
+RateFormat = Literal["fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "fp4", "int8"]
+"""Formats that peak rates are told for."""
 
 MIG = ":mig-"
 """Between the key of a card and the name of a profile, in the key of an instance."""
@@ -73,7 +76,7 @@ class Card(Gpu):
     """Generation of its PCIe interface."""
     mig_profiles: tuple[MigProfile, ...] = ()
     """The instances that it can be split into."""
-    as_of: date
+    as_of: Day
     """The day of these facts."""
     team: Stored | None = None
     """Who stored it; null for what ships with Tonnage."""
@@ -83,9 +86,62 @@ class Card(Gpu):
         """Every total that it reports, in whole MiB as nvidia-smi prints them."""
         return frozenset(total // MIB for total in (self.memory_bytes, *self.other_memory_bytes))
 
+    def reports_total(self, total_bytes: int) -> bool:
+        """Whether this is a total that it reports, as nvidia-smi prints it."""
+        return total_bytes // MIB in self.totals_mib
+
     def plain(self) -> Gpu:
         """What planning wants to know of it."""
         return Gpu.model_construct(**{name: getattr(self, name) for name in Gpu.model_fields})
+
+
+class GpuFacts(Spec):
+    """A GPU as a team describes it: a card that the catalogue has not, or one whose memory was changed."""
+
+    name: Name
+    """Name for people."""
+    nvml_names: Annotated[tuple[Name, ...], Field(max_length=20)] = ()
+    """Exact names NVML gives this card, by which the fleet's GPUs are told to be of this kind."""
+    architecture: Name
+    """NVIDIA architecture, such as `Hopper`."""
+    compute_capability: Annotated[StrictStr, StringConstraints(pattern=r"^[1-9][0-9]?\.[0-9]$")]
+    """CUDA compute capability, such as `9.0`."""
+    memory_bytes: Count
+    """Total memory as NVML reports it."""
+    other_memory_bytes: Annotated[tuple[Count, ...], Field(max_length=20)] = ()
+    """Totals that the same card reports in another state, such as with ECC off."""
+    reserved_bytes: Annotated[StrictInt, Field(ge=0, le=LARGEST_COUNT)] | None = None
+    """Memory the driver keeps for itself; 640 MiB are assumed when it is left out."""
+    streaming_multiprocessors: Count | None = None
+    """Number of SMs."""
+    memory_bandwidth_bytes_per_second: Rate | None = None
+    """Peak memory bandwidth."""
+    dense_flops_per_second: Annotated[dict[RateFormat, Rate], Field(default_factory=dict)]
+    """Peak dense rate by format, without sparsity."""
+    nvlink_bytes_per_second_per_direction: Rate | None = None
+    """NVLink bandwidth of the card, one direction."""
+    interconnect: Name | None = None
+    """Its link to other GPUs, a key of `GET /v1/interconnects`."""
+    pcie_generation: Annotated[StrictInt, Field(ge=1, le=9)] | None = None
+    """Generation of its PCIe interface."""
+    thermal_design_power_watts: Annotated[StrictInt, Field(ge=1, le=100_000)] | None = None
+    """Power limit the card ships with."""
+    as_of: Day
+    """The day of these facts."""
+    source: Text
+    """Where the figures come from, such as a data sheet or `nvidia-smi` on one of your nodes."""
+    notes: Text | None = None
+    """What a planner should know about this card."""
+
+    @model_validator(mode="after")
+    def _reserved_is_a_part(self) -> Self:
+        if self.reserved_bytes is not None and self.reserved_bytes >= self.memory_bytes:
+            raise ValueError("reserved_bytes should be less than memory_bytes")
+        return self
+
+    def card(self, key: str, team: Stored) -> Card:
+        """The entry of the catalogue that it is."""
+        return Card(key=key, team=team, **self.model_dump())
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +171,8 @@ def load_cards(folder: Traversable) -> Cards:
 
 def named(cards: Iterable[Card], name: str, total_bytes: int | None) -> tuple[Card, ...]:
     """The cards that report exactly this name and, if it is given, this total."""
-    total_mib = None if total_bytes is None else total_bytes // MIB
     return tuple(
-        card for card in cards if name in card.nvml_names and (total_mib is None or total_mib in card.totals_mib)
+        card for card in cards if name in card.nvml_names and (total_bytes is None or card.reports_total(total_bytes))
     )
 
 

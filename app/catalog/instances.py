@@ -5,11 +5,11 @@ from datetime import date
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StrictBool
+from pydantic import Field, StrictBool, model_validator
 
-from app.catalog.rows import HostBytes, Rate, Text, lines, tables
+from app.catalog.rows import Day, HostBytes, Rate, Text, Usd, lines, tables
 from app.catalog.team import Stored
 from app.planning.specs import Count, Name, Spec
 from app.units import GB, GIB
@@ -20,13 +20,13 @@ Pricing = Literal["on-demand", "spot", "reserved"]
 class Price(Spec):
     """A price for an hour of an instance."""
 
-    per_hour_usd: Rate
+    per_hour_usd: Usd
     """For the whole instance."""
-    per_gpu_hour_usd: Rate | None
+    per_gpu_hour_usd: Usd | None
     """For each of its GPUs; null where their number is not known."""
-    lowest_per_hour_usd: Rate | None = None
+    lowest_per_hour_usd: Usd | None = None
     """In the cheapest region, where other regions were looked at."""
-    highest_per_hour_usd: Rate | None = None
+    highest_per_hour_usd: Usd | None = None
     """In the dearest region, where other regions were looked at."""
     as_of: date | None
     """The day of the price; null where it is not known."""
@@ -90,6 +90,57 @@ def instances() -> MappingProxyType[str, Instance]:
     if len(by_key) != len(found):
         raise ValueError("instances.csv has a key twice")
     return MappingProxyType(by_key)
+
+
+class InstanceFacts(Spec):
+    """An instance and its prices, as a team tells them: for what it pays, or for machines of its own."""
+
+    provider: Name
+    """Who rents it out, or the team itself."""
+    instance_type: Name
+    """What the seller calls it."""
+    region: Name | None = None
+    """Where it is."""
+    gpu: Name
+    """Key of its GPUs (`GET /v1/gpus`)."""
+    gpus: Rate
+    """How many it has, a fraction for a slice of one."""
+    cpus: Count | None = None
+    """Virtual CPUs."""
+    host_memory_bytes: HostBytes | None = None
+    """Host memory."""
+    network_bytes_per_second: Rate | None = None
+    """Network bandwidth."""
+    on_demand_per_hour_usd: Usd | None = None
+    """Price of an hour without commitment."""
+    spot_per_hour_usd: Usd | None = None
+    """Price of an hour that may be taken away at any time."""
+    reserved_per_hour_usd: Usd | None = None
+    """Price of an hour that is booked ahead."""
+    is_order_of_magnitude: StrictBool = False
+    """True for prices that are not to be relied on."""
+    as_of: Day
+    """The day of the prices."""
+    source: Text
+    """Where the prices come from, such as a quote or an invoice."""
+    notes: Text | None = None
+    """What a planner should know."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        prices = (self.on_demand_per_hour_usd, self.spot_per_hour_usd, self.reserved_per_hour_usd)
+        if all(price is None for price in prices):
+            raise ValueError("send at least one of on_demand_per_hour_usd, spot_per_hour_usd, reserved_per_hour_usd")
+        return self
+
+    def instance(self, key: str, team: Stored) -> Instance:
+        """The entry of the catalogue that it is."""
+        on_demand, spot, reserved = (
+            price_of(amount, self.gpus, as_of=self.as_of, is_order_of_magnitude=self.is_order_of_magnitude)
+            for amount in (self.on_demand_per_hour_usd, self.spot_per_hour_usd, self.reserved_per_hour_usd)
+        )
+        told = {name: getattr(self, name) for name in type(self).model_fields if name in Instance.model_fields}
+        return Instance(key=key, on_demand=on_demand, spot=spot, reserved=reserved, team=team, **told)
 
 
 def price_of(

@@ -1,6 +1,5 @@
 """Node shapes: which GPUs a machine has, and what joins them inside and outside."""
 
-from datetime import date
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
@@ -8,13 +7,13 @@ from typing import Annotated
 
 from pydantic import Field, StrictBool, computed_field
 
-from app.catalog.rows import Rate, Text, in_base_units, tables
+from app.catalog.rows import Day, Rate, Text, in_base_units, tables
 from app.catalog.team import Stored
 from app.planning.specs import Degree, Name, Spec
 
 
 class NodeFacts(Spec):
-    """What a node has."""
+    """What a node has: all that a team has to say of a shape of its own."""
 
     name: Name
     """Name for people."""
@@ -38,6 +37,8 @@ class NodeFacts(Spec):
     """True when GPU traffic has no network of its own."""
     numa_nodes: Degree | None = None
     """Memory domains of the host; null where nobody has said."""
+    as_of: Day
+    """The day of these facts."""
     source: Text
     """Where the facts come from."""
     notes: Text | None = None
@@ -51,8 +52,6 @@ class NodeShape(NodeFacts):
     """Key of the shape, such as `dgx-h100`."""
     instance_types: Annotated[tuple[Name, ...], Field(max_length=100)] = ()
     """Instances of clouds that are such a node, as their sellers call them."""
-    as_of: date
-    """The day of these facts."""
     team: Stored | None = None
     """Who stored it; null for what ships with Tonnage."""
 
@@ -62,6 +61,11 @@ class NodeShape(NodeFacts):
         """Network bandwidth of a node, over its GPUs."""
         whole = self.network_bytes_per_second_per_direction
         return None if whole is None else whole / self.gpus_per_node
+
+
+def shape_of(facts: NodeFacts, key: str, team: Stored) -> NodeShape:
+    """The entry of the catalogue that a team's facts are."""
+    return NodeShape(key=key, team=team, **facts.model_dump())
 
 
 @cache

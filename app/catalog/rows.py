@@ -1,19 +1,35 @@
-"""How data files are read: units for people there, bytes and seconds here."""
+"""How data files are read, with units for people there, bytes and seconds here; and what facts may look like."""
 
 import csv
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import date, datetime
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any
 
-from pydantic import Field, StrictInt, StrictStr, StringConstraints
+from pydantic import BeforeValidator, Field, StrictInt, StrictStr, StringConstraints
 
 from app.units import GB, GIB, MIB
 
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+def _day(value: object) -> date:
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value
+    if isinstance(value, str) and _DAY.fullmatch(value):
+        with suppress(ValueError):
+            return date.fromisoformat(value)
+    raise ValueError("should be a day, such as 2026-01-31")
+
+
+Day = Annotated[date, BeforeValidator(_day, json_schema_input_type=date)]
 Text = Annotated[StrictStr, StringConstraints(min_length=1, max_length=4_000)]
 HostBytes = Annotated[StrictInt, Field(ge=1, le=2**60)]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1e30, allow_inf_nan=False)]
-"""A rate or an amount of money, above nothing."""
+Usd = Annotated[float, Field(strict=True, gt=0, le=1e9, allow_inf_nan=False)]
 
 _UNITS: tuple[tuple[str, str, float], ...] = (
     ("gb_per_second", "bytes_per_second", GB),

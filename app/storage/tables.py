@@ -183,3 +183,21 @@ hub_revisions = Table(
     Column("checked_at", Moment, nullable=False),
     PrimaryKeyConstraint("hub", "model_id", "revision"),
 )
+
+# What a team adds to the catalogue. A deleted entry stays as a row without being listed, so that the revisions of a key
+# go on counting when it is stored again: an ETag never means two states.
+team_entries = Table(
+    "team_entries",
+    metadata,
+    Column("kind", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("content", JSONB, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    Column("updated_by", Text, nullable=False),
+    Column("deleted_at", Moment),
+    PrimaryKeyConstraint("kind", "key"),
+    CheckConstraint("kind IN ('gpu', 'node-shape', 'instance')", name="kind"),
+)

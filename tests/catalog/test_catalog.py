@@ -44,6 +44,6 @@ def test_a_path_that_names_nothing_is_told_what_is_near() -> None:
 
 
 def test_one_nvml_name_may_be_several_cards() -> None:
-    assert [gpu.key for gpu in CATALOG.gpus_with_nvml_name("NVIDIA H100 80GB HBM3")] == ["h100-sxm-80gb"]
-    assert len(CATALOG.gpus_with_nvml_name("NVIDIA GeForce RTX 4060 Ti")) == 2
-    assert CATALOG.gpus_with_nvml_name("H100") == ()
+    assert [gpu.key for gpu in CATALOG.cards_reported_as("NVIDIA H100 80GB HBM3")] == ["h100-sxm-80gb"]
+    assert len(CATALOG.cards_reported_as("NVIDIA GeForce RTX 4060 Ti")) == 2
+    assert CATALOG.cards_reported_as("H100") == ()

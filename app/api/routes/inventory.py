@@ -25,7 +25,7 @@ from app.catalog import Catalog
 from app.errors import Fault, Forbidden, NotFound, UnknownName
 from app.storage import inventory
 from app.storage.inventory import GpuFilter, GpuKey
-from app.telemetry import ReportBatch
+from app.telemetry import GpuReading, ReportBatch
 
 router = v1_router("inventory")
 
@@ -116,7 +116,7 @@ def list_inventory_gpus(
     )
     found = inventory.list_gpus(tx, wanted, freshness=service.freshness(), limit=query.limit, after=after)
     cursor = None if found.next_key is None else encode(list(found.next_key), "gpus", filters)
-    items = [GpuView.of(gpu, _keys(gpu.reading.name, catalog)) for gpu in found.items]
+    items = [GpuView.of(gpu, _keys(gpu.reading, catalog)) for gpu in found.items]
     return Page(items=items, next_cursor=cursor)
 
 
@@ -132,5 +132,12 @@ def _names(query: GpuQuery, catalog: Catalog) -> set[str] | None:
     return known if names is None else known & names
 
 
-def _keys(name: str | None, catalog: Catalog) -> list[str]:
-    return [] if name is None else [gpu.key for gpu in catalog.gpus_with_nvml_name(name)]
+def _keys(reading: GpuReading, catalog: Catalog) -> list[str]:
+    """The card that reports this name and total; all of the name where the total is not known, or is none of theirs, as
+    that of a slice.
+    """
+    if reading.name is None:
+        return []
+    total_bytes = None if reading.memory is None else reading.memory.total_bytes
+    found = catalog.cards_reported_as(reading.name, total_bytes) or catalog.cards_reported_as(reading.name)
+    return [card.key for card in found]
