@@ -5,6 +5,7 @@ never claims what the database then refuses.
 """
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import BoundedSemaphore
@@ -67,19 +68,29 @@ def service_of(request: Request) -> Service:
 
 def _tx(request: Request) -> Iterator[Session]:
     with db.transaction(service_of(request).sessions) as session:
+        request.state.tx = session
         yield session
-
-
-Tx = Annotated[Session, Depends(_tx, scope="function")]
 
 
 async def _service(request: Request) -> Service:
     return service_of(request)  # async, as is the next: to look something up is not worth a thread
 
 
-async def _catalog(request: Request, tx: Tx) -> Catalog:
-    """The catalogue with the team's entries beside it: they are read in the request's transaction, if at all."""
-    return service_of(request).catalog.with_team(TeamEntries(tx))
+async def _catalog(request: Request) -> Catalog:
+    """The catalogue with the team's entries beside it: they are read if they are needed, in the transaction of the
+    request if it has one, so that no request ever waits for a second connection while it holds a first.
+    """
+
+    @contextmanager
+    def session() -> Iterator[Session]:
+        tx: Session | None = getattr(request.state, "tx", None)
+        if tx is not None:
+            yield tx
+            return
+        with db.transaction(service_of(request).sessions) as own:
+            yield own
+
+    return service_of(request).catalog.with_team(TeamEntries(session))
 
 
 async def _tensors(request: Request) -> AsyncIterator[TensorUpload]:
@@ -98,6 +109,7 @@ async def _hub(request: Request) -> HubModels | None:
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
+CatalogDep = Annotated[Catalog, Depends(_catalog)]
 TensorUploadDep = Annotated[TensorUpload, Depends(_tensors)]
 HubDep = Annotated[HubModels | None, Depends(_hub)]
-CatalogDep = Annotated[Catalog, Depends(_catalog, scope="function")]
+Tx = Annotated[Session, Depends(_tx, scope="function")]

@@ -1,6 +1,7 @@
 """What a team added to the catalogue, read from the database when somebody asks for it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import cast
 
@@ -34,9 +35,9 @@ def view_of(entry: Entry) -> Viewed:
 
 
 class TeamEntries:
-    """The entries of the team, each kind read once and only when it is needed."""
+    """The entries of the team, each kind read once, with what `session` gives, and only when it is needed."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Callable[[], AbstractContextManager[Session]]) -> None:
         self._session = session
 
     @cached_property
@@ -55,4 +56,5 @@ class TeamEntries:
         return cast("Mapping[str, Instance]", self._read("instance"))
 
     def _read(self, kind: Kind) -> Mapping[str, Viewed]:
-        return {entry.key: view_of(entry) for entry in entries.list_entries(self._session, kind)}
+        with self._session() as session:
+            return {entry.key: view_of(entry) for entry in entries.list_entries(session, kind)}

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.orm import Session
 
-from app.storage import db, idempotency, inventory, plans, tokens
+from app.storage import db, entries, idempotency, inventory, plans, tokens
 from app.storage.inventory import Freshness
 from app.storage.plans import PlanKey
 from app.telemetry import GpuReading, Node, NodeReport, ReportBatch
@@ -29,6 +29,8 @@ INSERT INTO nodes (name, agent_version, labels, demo, unidentified_gpus, boot_id
 INSERT INTO gpus (uuid, node_id, gpu_index, name, present, reading, first_seen_at, sampled_at, received_at)
   SELECT 'G' || n, n / 8 + 1, n % 8, 'card', true, '{}', now(), now(), now() FROM generate_series(0, 15999) n;
 INSERT INTO reports SELECT n % 2000 + 1, 'b', n / 2000, now(), now(), '{}' FROM generate_series(0, 199999) n;
+INSERT INTO team_entries SELECT CASE WHEN n % 100 = 0 THEN 'gpu' ELSE 'instance' END, 'key' || n, 1,
+  jsonb_build_object('gpu', 'b200'), now(), '', now(), '' FROM generate_series(1, 20000) n;
 ANALYZE
 """
 
@@ -68,6 +70,12 @@ QUERIES: dict[str, Callable[[Session], object]] = {
     "drop old answers": lambda s: idempotency.drop_old(s, before=datetime.now(UTC) - timedelta(seconds=19_900)),
     "record reports": lambda s: inventory.record(s, BATCH, received_at=NOW + timedelta(days=9000)),
     "read a node": lambda s: inventory.get_node(s, 7, freshness=FRESHNESS),
+    "read an entry": lambda s: entries.get(s, "gpu", "key100"),
+    "change an entry": lambda s: entries.replace(
+        s, "gpu", "key100", expected_revision=1, content={}, author="ops", now=NOW
+    ),
+    "list entries": lambda s: entries.list_entries(s, "gpu"),
+    "find entries by what they name": lambda s: entries.naming(s, "gpu", "gpu", "b200"),
     "list nodes behind a cursor": lambda s: inventory.list_nodes(s, freshness=FRESHNESS, limit=50, after="n7"),
 }
 
