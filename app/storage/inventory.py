@@ -13,6 +13,7 @@ from app.errors import NotFound
 from app.storage import Json, Page
 from app.storage.recording import Recorded, record
 from app.storage.tables import gpus, nodes
+from app.units import MIB
 
 __all__ = [
     "NODE_STATUSES",
@@ -122,12 +123,14 @@ class GpuKey(NamedTuple):
 class GpuFilter:
     """Which GPUs to list. What is left out does not narrow the list, except that absent GPUs must be asked for.
 
-    `names` are exact product names. A node must carry every one of `labels`. A GPU whose free memory is unknown is
-    never among those with `min_free_bytes`.
+    `names` are exact product names; what has one of `other_totals_mib` as its total, in whole MiB, is another card of
+    such a name. A node must carry every one of `labels`. A GPU whose free memory is unknown is never among those with
+    `min_free_bytes`.
     """
 
     pool: str | None = None
     names: Collection[str] | None = None
+    other_totals_mib: Collection[int] = ()
     min_free_bytes: int | None = None
     statuses: Collection[NodeStatus] | None = None
     node: str | None = None
@@ -198,6 +201,9 @@ def _conditions(wanted: GpuFilter, freshness: Freshness) -> Iterator[ColumnEleme
         yield nodes.c.pool == wanted.pool
     if wanted.names is not None:
         yield gpus.c.name.in_(wanted.names)
+    if wanted.other_totals_mib:
+        total_mib = gpus.c.total_bytes // MIB
+        yield total_mib.is_(None) | total_mib.not_in(wanted.other_totals_mib)
     if wanted.min_free_bytes is not None:
         yield gpus.c.free_bytes >= wanted.min_free_bytes
     if wanted.statuses is not None:

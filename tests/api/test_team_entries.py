@@ -185,6 +185,9 @@ def test_the_fleet_s_gpus_are_told_by_a_name_of_one_s_own(client: httpx.Client) 
         "GPU-3": ["ours"],
         "GPU-4": ["rtx-3080-10gb", "rtx-3080-12gb"],
     }
+    for key, uuids in (("rtx-3080-12gb", ["GPU-4", "GPU-2"]), ("ours", ["GPU-4", "GPU-3"])):
+        found = client.get("/v1/inventory/gpus", params={"gpu": key}).json()["items"]
+        assert [gpu["uuid"] for gpu in found] == uuids
 
 
 @pytest.mark.parametrize(

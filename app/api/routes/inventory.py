@@ -21,8 +21,10 @@ from app.api.inventory_views import (
 from app.api.paging import Page, decode, encode
 from app.api.problems import raises
 from app.api.routing import v1_router
+from app.api.team_entries import gpu_of_query
 from app.catalog import Catalog
-from app.errors import Fault, Forbidden, NotFound, UnknownName
+from app.catalog.gpus import Card
+from app.errors import Forbidden, NotFound, UnknownName
 from app.storage import inventory
 from app.storage.inventory import GpuFilter, GpuKey
 from app.telemetry import GpuReading, ReportBatch
@@ -106,9 +108,11 @@ def list_inventory_gpus(
     """The GPUs of the fleet as the agents last reported them, by node and index."""
     filters = query.filters()
     after = None if query.cursor is None else GpuKey(*decode(query.cursor, "gpus", filters))
+    card = _card(query, catalog)
     wanted = GpuFilter(
         pool=query.pool,
-        names=_names(query, catalog),
+        names=_names(query, card),
+        other_totals_mib=_other_totals_mib(card, catalog),
         min_free_bytes=query.min_free_bytes,
         statuses=query.status or None,
         node=query.node,
@@ -120,16 +124,27 @@ def list_inventory_gpus(
     return Page(items=items, next_cursor=cursor)
 
 
-def _names(query: GpuQuery, catalog: Catalog) -> set[str] | None:
-    """The driver's names of the cards that are wanted; None for all."""
+def _card(query: GpuQuery, catalog: Catalog) -> Card | None:
+    """The card that is wanted; None for all."""
+    key = gpu_of_query(query.gpu, catalog)
+    return None if key is None else catalog.card_at_path(key)
+
+
+def _names(query: GpuQuery, card: Card | None) -> set[str] | None:
+    """The driver's names of the GPUs that are wanted; None for all."""
     names = None if query.name is None else {query.name}
-    if query.gpu is None:
+    if card is None:
         return names
-    try:
-        known = set(catalog.gpu(query.gpu).nvml_names)
-    except UnknownName as error:
-        raise UnknownName(error.detail, errors=(Fault(detail=error.detail, parameter="gpu"),)) from None
+    known = set(card.nvml_names)
     return known if names is None else known & names
+
+
+def _other_totals_mib(card: Card | None, catalog: Catalog) -> set[int]:
+    """Totals of the other cards that report a name of this one: they are told apart by nothing else."""
+    if card is None:
+        return set()
+    others = (other for other in catalog.cards() if not set(card.nvml_names).isdisjoint(other.nvml_names))
+    return {total for other in others if other.key != card.key for total in other.totals_mib} - card.totals_mib
 
 
 def _keys(reading: GpuReading, catalog: Catalog) -> list[str]:
