@@ -166,7 +166,12 @@ class Catalog:
         yield from self._cards.mig_instances.values()
 
     def _unknown_gpu(self, key: str, pointer: str) -> UnknownName:
-        known = [*self._cards.cards, *self.team.cards, *(self._cards.mig_instances if MIG in key.lower() else ())]
+        card, mig, profile = key.lower().partition(MIG)
+        whole = self._shipped_card(card)
+        if mig and whole is not None and profile in {known.profile for known in whole.mig_profiles}:
+            unmeasured = f"{card} can be split into {profile}, but nobody has published the memory of such an instance"
+            return UnknownName.at(pointer, f"{unmeasured}; store what your driver reports with POST /v1/gpus")
+        known = [*self._cards.cards, *self.team.cards, *(self._cards.mig_instances if mig else ())]
         return UnknownName.among("gpu", key, known, pointer=pointer, see="GET /v1/gpus")
 
     def _unknown_model(self, id: str, pointer: str) -> UnknownName:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StrictInt, StrictStr, StringConstraints
 
-from app.units import GB, GIB, MIB
+from app.units import GB, MIB
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -34,7 +34,6 @@ Usd = Annotated[float, Field(strict=True, gt=0, le=1e9, allow_inf_nan=False)]
 _UNITS: tuple[tuple[str, str, float], ...] = (
     ("gb_per_second", "bytes_per_second", GB),
     ("mib", "bytes", MIB),
-    ("gib", "bytes", GIB),
     ("microseconds", "seconds", 1e-6),
 )
 

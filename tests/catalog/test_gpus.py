@@ -154,5 +154,7 @@ def test_an_instance_is_a_gpu_whose_memory_is_all_usable() -> None:
 def test_instances_are_found_by_an_alias_of_their_card_and_listed_when_near() -> None:
     assert CATALOG.gpu(f"h100-sxm5-80gb{MIG}3g.40gb").key == "h100-sxm-80gb:mig-3g.40gb"
     with pytest.raises(UnknownName, match="nearest: b200:mig-"):
+        CATALOG.gpu("b200:mig-7g.181gb")
+    with pytest.raises(UnknownName, match=r"nobody has published the memory .* POST /v1/gpus"):
         CATALOG.gpu("b200:mig-7g.180gb")
     assert MIG not in "".join(CARDS)

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from app import catalog
+from app.units import GB, TIB
 
 CATALOG = catalog.load()
 LINKS, SHAPES, INSTANCES, SWEEPS = (
@@ -113,8 +114,12 @@ def test_an_instance_is_sourced_and_its_prices_plausible(key: str) -> None:
         assert instance.on_demand.is_order_of_magnitude
 
 
-def test_the_price_of_eight_h100s_at_aws_is_the_current_one() -> None:
-    price = INSTANCES["aws:p5.48xlarge:us-east-1"].on_demand
+def test_eight_h100s_at_aws_are_what_aws_says_at_the_current_price() -> None:
+    instance = INSTANCES["aws:p5.48xlarge:us-east-1"]
+    assert (instance.gpus, instance.cpus) == (8, 192)
+    assert instance.host_memory_bytes == 2 * TIB
+    assert instance.network_bytes_per_second == 400 * GB
+    price = instance.on_demand
     assert price is not None
     assert price.per_hour_usd == 55.04
     assert price.per_gpu_hour_usd == 6.88
