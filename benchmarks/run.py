@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ import precision
 from checkpoints import checkpoints
 
 from app import catalog
+from app.catalog import cards
+from app.catalog.gpus import load_cards
+from app.catalog.instances import instances
+from app.catalog.interconnects import interconnects
+from app.catalog.nodes import node_shapes
 from app.planning.architecture import Architecture, bare_count, from_config
 from app.planning.ledger import Segment
 from app.planning.memory import MemoryInputs, estimate, layout_sizes
@@ -26,6 +32,7 @@ from app.planning.pipeline import layer_counts, stages
 from app.planning.recipe import Recipe, Rules, resolve
 from app.planning.sizes import largest_number
 from app.planning.specs import Parallelism, Training
+from app.units import MIB
 
 BUDGET_SECONDS = 0.001
 """CPU time that one detailed estimate may take."""
@@ -142,6 +149,25 @@ def planning() -> bool:
     beside = f"{dense / one:,.0f} × as many a second as one by one"
     within.append(say(f"a grid of {peaks.size:,} layouts", pricing, beside, GRID_BUDGET_SECONDS))
     return all(within)
+
+
+def hardware_facts() -> None:
+    """What reading the facts about hardware costs at the start, beside the models; and one look-up of a card."""
+    folder = files("app.catalog")
+    of_models = cpu_seconds(lambda: cards.models(folder / "models"), 1)
+    reading: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("all GPUs and MIG profiles", lambda: load_cards(folder)),
+        ("all links, when first asked for", interconnects.__wrapped__),
+        ("all node shapes, when first asked for", node_shapes.__wrapped__),
+        ("all instances, when first asked for", instances.__wrapped__),
+    )
+    for what, read in reading:
+        seconds = cpu_seconds(read, 3)
+        say(f"reading {what}", seconds, f"{seconds / of_models:.2f} × reading all models")
+    known = catalog.load()
+    found = cpu_seconds(lambda: known.find_reported("NVIDIA GeForce RTX 3060", 12288 * MIB), 500)
+    by_key = cpu_seconds(lambda: known.gpu("rtx-3060-12gb"), 500)
+    say("a card by a driver's name and total", found, f"{found / by_key:.0f} × by its key")
 
 
 def layout_at(point: dict[str, int]) -> tuple[Training, Parallelism]:
@@ -300,6 +326,7 @@ def beside_accelerate() -> None:
 if __name__ == "__main__":
     every_reference_config()
     is_within_budget = planning()
+    hardware_facts()
     precision.numbers(cpu_seconds, say)
     precision.files(say)
     beside_accelerate()

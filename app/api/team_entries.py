@@ -74,13 +74,13 @@ class Store:
 
     def replace(self, key: str, facts: Spec, if_match: IfMatch, check: Callable[[], None]) -> Response:
         """Store the entry's next state, which passes `check`. Raises NotFound and StaleRevision."""
-        current = entries.get(self.session, self.kind, key)
+        current = entries.get(self.session, self.kind, key.lower())
         if_match.check(current.revision)
         check()
         entry = entries.replace(
             self.session,
             self.kind,
-            key,
+            current.key,
             expected_revision=current.revision,
             content=facts.model_dump(mode="json"),
             **self._by(),
@@ -89,11 +89,11 @@ class Store:
 
     def delete(self, key: str, if_match: IfMatch, check: Callable[[], None] = lambda: None) -> None:
         """Take an entry that passes `check` out of every list. Raises NotFound and StaleRevision."""
-        current = entries.get(self.session, self.kind, key)
+        current = entries.get(self.session, self.kind, key.lower())
         if_match.check(current.revision)
         check()
         now = datetime.now(UTC)
-        entries.delete(self.session, self.kind, key, expected_revision=current.revision, now=now)
+        entries.delete(self.session, self.kind, current.key, expected_revision=current.revision, now=now)
 
     def _by(self) -> _Author:
         return {"author": self.principal.name, "now": datetime.now(UTC)}

@@ -37,7 +37,8 @@ def test_an_entry_is_stored_read_changed_and_deleted(client: httpx.Client, path:
     changed = client.put(f"{path}/ours", json={**ENTRIES[path], "notes": "new"}, headers={"If-Match": '"1"'})
     assert (changed.status_code, changed.headers["ETag"]) == (200, '"2"')
     assert (changed.json()["notes"], changed.json()["team"]["revision"]) == ("new", 2)
-    assert client.delete(f"{path}/ours", headers={"If-Match": '"2"'}).status_code == 204
+    assert client.get(f"{path}/OURS").json() == changed.json()
+    assert client.delete(f"{path}/Ours", headers={"If-Match": '"2"'}).status_code == 204
     assert client.get(f"{path}/ours").status_code == 404
     assert client.get(path, params={"origin": "team"}).json()["items"] == []
     assert store(client, path).headers["ETag"] == '"3"', "an ETag never means two states"

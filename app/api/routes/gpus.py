@@ -134,7 +134,7 @@ def replace_gpu(
 ) -> Response:
     """Replace what is stored of a GPU. Saved plans keep the GPU as it was."""
     store = Store("gpu", "/v1/gpus", tx, principal)
-    return store.replace(key, body, if_match, lambda: _check(key, body, catalog))
+    return store.replace(key, body, if_match, lambda: _check(key.lower(), body, catalog))
 
 
 @router.delete(
@@ -148,7 +148,7 @@ def replace_gpu(
 )
 def delete_gpu(key: Key, if_match: Precondition, principal: Planner, tx: Tx) -> None:
     """Take a GPU out of every list, once no node shape or instance of yours has it. Saved plans keep it."""
-    Store("gpu", "/v1/gpus", tx, principal).delete(key, if_match, lambda: _check_unused(key, tx))
+    Store("gpu", "/v1/gpus", tx, principal).delete(key, if_match, lambda: _check_unused(key.lower(), tx))
 
 
 def _reported(name: str, total_bytes: int | None, catalog: Catalog) -> Iterable[Card]:
