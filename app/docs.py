@@ -54,6 +54,7 @@ _BLOCKS: tuple[tuple[str, str, _Request, _Request], ...] = (
     ("Hugging Face code, autocast over FP32 weights", _LLAMA, {"precision": "bf16-mixed"}, {}),
     ("Hugging Face code, eager attention", _LLAMA, {"precision": "bf16", "attention": "eager"}, {}),
     ("Hugging Face code, sdpa, packed", _LLAMA, {"precision": "bf16", "attention": "sdpa", "packing": True}, {}),
+    ("Hugging Face code with Liger's kernels", _LLAMA, {"precision": "bf16", "use_liger_kernel": True}, {}),
     ("Hugging Face code, compiled", _LLAMA, {"precision": "bf16", "compile": True}, {}),
     ("Hugging Face code, adapters beside frozen 16-bit weights", _LLAMA, {"method": "lora"}, {}),
     ("Megatron's fused kernels", _LLAMA, _MEGATRON, {}),
