@@ -388,7 +388,7 @@ def _ranks_of(model: Architecture, parallelism: _Request) -> tuple[Stage, ...]:
     recipe = _recipe(model, training, {"pipeline_parallel_size": _PIPELINE_STAGES, **parallelism})
     ledger = model.ledger(recipe.rules.kernels)
     counts = tuple(segment.repeats.evaluate(model.sizes) for segment in ledger)
-    return stages(recipe.split, counts, tuple(segment.block for segment in ledger))
+    return stages(recipe.split, counts, tuple(segment.layer for segment in ledger))
 
 
 def _step(training: _Request, parallelism: _Request) -> str:

@@ -34,17 +34,17 @@ def chunks_of(stage: Stage | None, segments: tuple[Segment, ...], sizes: Mapping
         return ()
     kept = [amount.evaluate(sizes) for amount in _kept(segments)]
     bytes_of: dict[int, int] = {}
-    blocks = set()
+    layers = set()
     for part, segment, each in zip(stage.parts, segments, kept, strict=True):
         bytes_of[part.segment] = bytes_of.get(part.segment, 0) + each * (part.running + part.waiting)
-        if segment.block:
-            blocks.add(part.segment)
+        if segment.layer:
+            layers.add(part.segment)
     passes = {index: sum(chunk.in_flight * chunk.counts.get(index, 0) for chunk in stage.chunks) for index in bytes_of}
     return tuple(
         StageChunk(
             chunk=number,
             position=chunk.position,
-            layers=sum(count for index, count in chunk.counts.items() if index in blocks),
+            layers=sum(count for index, count in chunk.counts.items() if index in layers),
             in_flight_micro_batches=chunk.in_flight,
             activations_bytes=sum(
                 bytes_of[index] * chunk.in_flight * count // passes[index]

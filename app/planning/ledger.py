@@ -304,6 +304,13 @@ class Segment:
         return self.repeats if self.held is None else self.held
 
     @property
+    def layer(self) -> bool:
+        """Whether it is a layer that runs, as those of a tower that sees no token are not: what pipeline stages share
+        out, and what `recompute_layers` and `frozen_layers` count.
+        """
+        return self.block and any(operation.multiply_adds for operation in self.operations)
+
+    @property
     def weights(self) -> tuple[Weight, ...]:
         """Its parameter tensors, for one repeat."""
         return tuple(weight for operation in self.operations for weight in operation.weights)

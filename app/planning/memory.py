@@ -263,7 +263,7 @@ def _stages(inputs: MemoryInputs, recipe: Recipe, sizes: Mapping[str, int]) -> t
     if recipe.split.whole:
         return (None,)
     segments = inputs.architecture.ledger(recipe.rules.kernels)
-    return stages(recipe.split, layer_counts(segments, sizes), tuple(segment.block for segment in segments))
+    return stages(recipe.split, layer_counts(segments, sizes), tuple(segment.layer for segment in segments))
 
 
 def layout_sizes(inputs: MemoryInputs, recipe: Recipe) -> dict[str, int]:

@@ -89,9 +89,12 @@ class Stage:
 
 
 @lru_cache(maxsize=512)
-def stages(split: Split, repeats: tuple[int, ...], blocks: tuple[bool, ...]) -> tuple[Stage, ...]:
-    """Every rank of the pipeline. `repeats` counts each segment of the ledger, `blocks` says which are layers."""
-    chunks = _chunks(split, repeats, blocks)
+def stages(split: Split, repeats: tuple[int, ...], layers: tuple[bool, ...]) -> tuple[Stage, ...]:
+    """Every rank of the pipeline. `repeats` counts each segment of the ledger, `layers` says which are layers that run;
+    what stands before the first of them is on the first stage.
+    """
+    chunks = _chunks(split, repeats, layers)
+    first = layers.index(True) if any(layers) else 0
     made = []
     for rank in range(split.stages):
         positions = _positions(split, rank)
@@ -107,8 +110,12 @@ def stages(split: Split, repeats: tuple[int, ...], blocks: tuple[bool, ...]) -> 
             others = sum(count * chunk[segment] for count, chunk in zip(waiting, own, strict=True))
             if segment == len(repeats) - 1 and split.schedule != "gpipe":
                 others = 0
-            treated = _treated(split, segment, held, now, others, layers=blocks[segment], frozen=frozen, again=again)
-            frozen -= sum(part.held for part in treated if part.frozen and blocks[segment])
+            if layers[segment]:
+                treated = _treated(split, segment, held, now, others, frozen=frozen, again=again)
+                frozen -= sum(part.held for part in treated if part.frozen)
+            else:
+                below = bool(split.frozen_layers) and segment < first
+                treated = [_part(segment, "none", below, held, now, others)] if held else []
             again -= sum(part.held for part in treated if part.recompute == "full")
             parts += treated
         held_chunks = (
@@ -148,7 +155,7 @@ def arrange(
     """
     made = []
     owned: dict[Weight, bool] = {}
-    again = all(how == "full" for index, how, frozen, _ in structure if segments[index].block and not frozen)
+    again = all(how == "full" for index, how, frozen, _ in structure if segments[index].layer and not frozen)
     for number, (index, recompute, frozen, waits) in enumerate(structure):
         segment = segments[index]
         operations = []
@@ -223,16 +230,12 @@ def _waiting(number: int) -> str:
     return f"layers_waiting_{number}"
 
 
-def _treated(
-    split: Split, segment: int, held: int, now: int, others: int, *, layers: bool, frozen: int, again: int
-) -> list[Part]:
+def _treated(split: Split, segment: int, held: int, now: int, others: int, *, frozen: int, again: int) -> list[Part]:
     """One kind of layers as the parts of it that are frozen, recomputed and kept, where `frozen` and `again` layers of
     the stage are yet to come.
     """
     if not held:
         return []
-    if not layers:
-        return [_part(segment, "none", bool(split.frozen_layers) and segment == 0, held, now, others)]
     frozen = min(frozen, held)
     parts = [Part(segment, "none", True, frozen, frozen, 0)] if frozen else []
     held, now = held - frozen, max(now - frozen, 0)
@@ -263,9 +266,9 @@ def _part(
     return Part(segment, recompute, frozen, held, running, waiting)
 
 
-def _chunks(split: Split, repeats: tuple[int, ...], blocks: tuple[bool, ...]) -> list[Counter[int]]:
+def _chunks(split: Split, repeats: tuple[int, ...], layers: tuple[bool, ...]) -> list[Counter[int]]:
     """For each chunk of the pipeline in the order of the forward pass, how many of each segment it has."""
-    total_layers = sum(count for count, block in zip(repeats, blocks, strict=True) if block)
+    total_layers = sum(count for count, layer in zip(repeats, layers, strict=True) if layer)
     count = len(_all_positions(split))
     if split.layers_per_stage is not None:
         sizes = _cut(split.layers_per_stage, split.chunks)
@@ -274,9 +277,10 @@ def _chunks(split: Split, repeats: tuple[int, ...], blocks: tuple[bool, ...]) ->
         sizes = [share + (index < more) for index in range(count)]
     made: list[Counter[int]] = [Counter() for _ in sizes]
     chunk, room = 0, sizes[0]
-    for segment, (repeat, block) in enumerate(zip(repeats, blocks, strict=True)):
-        if not block:
-            while not room and chunk < len(sizes) - 1 and segment < len(repeats) - 1:
+    for segment, (repeat, layer) in enumerate(zip(repeats, layers, strict=True)):
+        if not layer:
+            between = any(layers[:segment]) and segment < len(repeats) - 1
+            while between and not room and chunk < len(sizes) - 1:
                 chunk, room = chunk + 1, sizes[chunk + 1]
             made[-1 if segment == len(repeats) - 1 else chunk][segment] += repeat
             continue

@@ -378,11 +378,11 @@ def _check_stages(parallelism: Parallelism, architecture: Architecture) -> None:
             "/parallelism/layers_per_stage",
             f"{parallelism.pipeline_schedule} gives each stage layers of both ends of the model; leave this out",
         )
-    blocks = sum(segment.repeats.evaluate(architecture.sizes) for segment in architecture.ledger() if segment.block)
-    if sum(spread) != blocks:
+    layers = sum(segment.repeats.evaluate(architecture.sizes) for segment in architecture.ledger() if segment.layer)
+    if sum(spread) != layers:
         raise ImpossibleLayout.at(
             "/parallelism/layers_per_stage",
-            f"layers_per_stage counts {sum(spread)} layers, and the model has {blocks}",
+            f"layers_per_stage counts {sum(spread)} layers, and the model has {layers}",
         )
 
 

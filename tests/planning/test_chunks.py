@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app import catalog
-from app.planning.memory import MemoryInputs, PipelineStage, estimate
+from app.planning.memory import MemoryEstimate, MemoryInputs, PipelineStage, estimate
 from app.planning.specs import Parallelism, Training
 
 LLAMA_8B = catalog.load().model("meta-llama/Llama-3.1-8B").architecture
@@ -74,3 +74,41 @@ def test_recomputed_layers_are_shared_out_over_chunks() -> None:
 
 def test_one_stage_has_no_chunks() -> None:
     assert [stage.chunks for stage in ask(pipeline_parallel_size=1)] == [()]
+
+
+GEMMA_4B = catalog.load().model("google/gemma-3-4b-pt").architecture
+"""34 layers of text behind a tower of 27 for images."""
+
+
+def gemma(training: dict[str, Any], **layout: Any) -> MemoryEstimate:
+    wanted = {"framework": "megatron", "sequence_length": 512, "gradient_accumulation_steps": 16, **training}
+    model, split = Training.model_validate(wanted), Parallelism.model_validate(layout)
+    return estimate(MemoryInputs(GEMMA_4B, model, split, None, None, "detailed"))
+
+
+@pytest.mark.parametrize(
+    ("framework", "layout", "layers"),
+    [
+        ("megatron", {"pipeline_parallel_size": 2}, [17, 17]),
+        ("megatron", {"pipeline_parallel_size": 2, "layers_per_stage": [20, 14]}, [20, 14]),
+        ("nanotron", {"pipeline_parallel_size": 2}, [21, 13]),
+    ],
+)
+def test_layers_of_a_tower_are_not_spread_over_stages(
+    framework: str, layout: dict[str, Any], layers: list[int]
+) -> None:
+    stages = gemma({"framework": framework}, **layout).pipeline_stages
+    assert [sum(chunk.layers for chunk in stage.chunks) for stage in stages] == layers
+
+
+def test_layers_of_a_tower_are_neither_recomputed_nor_frozen_in_place_of_text_layers() -> None:
+    all_again, counted = gemma({"recompute": "full"}), gemma({"recompute": "full", "recompute_layers": 34})
+    assert counted.per_gpu.activations_bytes == all_again.per_gpu.activations_bytes
+    frozen = gemma({"frozen_layers": 33}).model.trainable_parameters
+    below = GEMMA_4B.parameters - frozen
+    assert below > GEMMA_4B.parameters * 9 // 10, "embedding, tower and 33 of 34 layers are frozen"
+
+
+def test_a_first_stage_without_layers_has_the_embedding() -> None:
+    first = ask(layers_per_stage=[0, 10, 11, 11])[0]
+    assert first.between_steps_bytes > 128_256 * 4096 * 2
