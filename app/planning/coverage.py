@@ -159,7 +159,7 @@ def features(
             f"{engine}precision.master_weights {formats.master_weights or 'none'}",
             f"{engine}precision.optimizer_states {formats.optimizer_states}",
         )
-        if formats.second_moments is not None:
+        if formats.second_moments not in (None, formats.optimizer_states):
             found.append(f"{engine}precision.second_moments {formats.second_moments}")
     else:
         found += _of_adapters(training, recipe, code)

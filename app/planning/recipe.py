@@ -234,7 +234,7 @@ def _rules(
         states_sharded=parallelism.zero_stage >= 1
         or (training.framework == "deepspeed" and precision.gradients == "fp32" and precision.parameters == "bf16"),
         hybrid=parallelism.sharding_group_size not in (None, replicas),
-        secondary=parallelism.zero_hpz_partition_size is not None,
+        secondary=(parallelism.zero_hpz_partition_size or 1) > 1,
         replicated=replicas > 1 and not sharded,
         fully_sharded=sharded,
         accumulated=steps > 1,
@@ -254,7 +254,12 @@ def _taken_for_granted(
     lines = {
         "sequence_parallel: true, which torchtitan's tensor parallelism brings": rules.kernels.sequence_parallel
         and not parallelism.sequence_parallel,
-        f"inputs: text only, so that nothing runs through {' and '.join(towers)}": bool(towers),
+        f"inputs: text only, which gives weights of {' and '.join(towers)} no gradients and no optimizer states": (
+            bool(towers) and rules.kernels.skips_idle
+        ),
+        f"inputs: text only; weights of {' and '.join(towers)} have gradients and optimizer states all the same": (
+            bool(towers) and not rules.kernels.skips_idle
+        ),
         f"transformers_version: {SHIFTED_NEVER[0]}.{SHIFTED_NEVER[1]} or newer": training.transformers_version is None
         and training.framework in ("transformers", "deepspeed")
         and architecture.family.family == "decoder-only"
@@ -266,7 +271,7 @@ def _taken_for_granted(
         "sharding_group_size: MiCS (mics_shard_size): weights, gradients and states are sharded within groups": (
             training.framework == "deepspeed" and rules.hybrid
         ),
-        "zero_hpz_partition_size: ZeRO++'s hpZ: a second copy of the weights within groups of ranks": (rules.secondary),
+        "zero_hpz_partition_size: ZeRO++'s hpZ: a second copy of the weights within groups of ranks": rules.secondary,
         f"bnb_4bit_quant_storage: {rules.precision.compute}, without which quantized weights are not sharded": (
             training.method == "qlora" and parallelism.zero_stage == 3
         ),
@@ -428,7 +433,15 @@ def is_precision_aware(precision: Precision) -> bool:
 
 
 def _check_precision_aware(precision: Precision, training: Training, parallelism: Parallelism) -> None:
-    if training.framework != "megatron" or not is_precision_aware(precision):
+    if training.framework != "megatron":
+        return
+    if precision.second_moments is not None and training.optimizer not in ("adam", "adamw"):
+        raise InvalidInput.at(
+            "/training/precision/second_moments",
+            f"Megatron keeps the second moment apart for Adam only, and the optimizer is {training.optimizer}; leave "
+            "it out",
+        )
+    if not is_precision_aware(precision):
         return
     fields = ("master_weights", "optimizer_states", "second_moments")
     field = next(name for name in fields if getattr(precision, name) not in ("fp32", None))

@@ -221,6 +221,10 @@ def _check_training(training: Training, architecture: Architecture) -> None:
     if training.in_place_cross_entropy and (fused or training.framework in ("megatron", "nanotron")):
         reason = "another loss" if fused else f"the loss of {training.framework}, which does so by itself"
         raise InvalidInput.at("/training/in_place_cross_entropy", f"the request has {reason}; leave it out")
+    if training.fused_cross_entropy and training.framework == "nanotron":
+        raise InvalidInput.at(
+            "/training/fused_cross_entropy", "nanotron's loss is its own and holds its logits whole; leave it out"
+        )
     if training.compile_loss is not None and not training.compile:
         raise InvalidInput.at("/training/compile_loss", "nothing is compiled without compile: true; leave it out")
     if training.expert_load_percent > 100 and "num_experts" not in architecture.sizes:
@@ -327,11 +331,11 @@ def _check_zero3(training: Training, parallelism: Parallelism) -> None:
             f"zero_hpz_partition_size {secondary} does not divide data × context parallel ranks, {ranks}",
         )
     grouped = layout.sharding_group_size not in (None, ranks)
-    if grouped and training.framework == "deepspeed" and (not is_zero3 or secondary is not None):
+    if grouped and training.framework == "deepspeed" and (not is_zero3 or (secondary or 1) > 1):
         raise ImpossibleLayout.at(
             "/parallelism/sharding_group_size",
             "DeepSpeed shards within groups by MiCS, which is ZeRO-3; set zero_stage 3, or leave the size out"
-            if secondary is None
+            if not is_zero3
             else "MiCS and hpZ do not go together; leave sharding_group_size or zero_hpz_partition_size out",
         )
 

@@ -5,9 +5,20 @@ never ignored. Field names follow Megatron, DeepSpeed, PyTorch and Hugging Face.
 command line and stored plans.
 """
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, StringConstraints, computed_field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    computed_field,
+)
 
 from app.units import MIB
 
@@ -84,6 +95,19 @@ Degree = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 Name = Annotated[StrictStr, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 LayerName = Annotated[StrictStr, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,100}$")]
 LayerNames = Annotated[tuple[LayerName, ...], Field(min_length=1, max_length=100)]
+
+_RELEASE = r"^[1-9]\d?\.\d{1,3}(\.[0-9A-Za-z.+]{1,40})?$"
+
+
+def _release(text: str) -> str:
+    if re.fullmatch(_RELEASE, text) is None:
+        raise ValueError(
+            f"should be a release, its first two numbers at least, such as 4.44 or 4.49.0, not {text[:60]}"
+        )
+    return text
+
+
+Release = Annotated[StrictStr, AfterValidator(_release), Field(json_schema_extra={"pattern": _RELEASE})]
 
 
 class Spec(BaseModel):
@@ -206,7 +230,7 @@ class Training(Spec):
     """Liger's Triton kernels, as the Trainer's argument of this name puts them into a model's class: RMSNorm, SwiGLU or
     GEGLU, and the loss without whole logits.
     """
-    transformers_version: Annotated[str, Field(pattern=r"^[1-9]\d?\.\d{1,3}(\.\d{1,3})?$")] | None = None
+    transformers_version: Release | None = None
     """Release of `transformers`, such as `4.44`. Before 4.49 the loss of causal models copies all logits once more, and
     what it frees of other sizes stays in the allocator's cache. Default: one from 4.49 on.
     """
@@ -239,7 +263,7 @@ class Parallelism(Spec):
     """
     zero_hpz_partition_size: Degree | None = None
     """ZeRO++'s hpZ under DeepSpeed: ranks that share a second 16-bit copy of the weights, made in forward for backward,
-    while all states stay sharded over every rank. Default: no second copy.
+    while all states stay sharded over every rank. 1, DeepSpeed's default, is no second copy.
     """
     stage3_max_live_parameters: Annotated[StrictInt, Field(ge=0, le=LARGEST_COUNT)] | None = None
     """Elements that DeepSpeed's ZeRO-3 keeps gathered at most, as far as it may choose. Default 1,000,000,000."""

@@ -70,6 +70,10 @@ def test_hpz_adds_a_second_copy_and_leaves_the_states_sharded_over_all_ranks() -
     assert any("hpZ" in line for line in doubled.assumptions)
 
 
+def test_hpz_over_one_rank_is_off_as_in_deepspeed() -> None:
+    assert ask(data_parallel_size=16, zero_hpz_partition_size=1) == ask(data_parallel_size=16)
+
+
 def test_mics_shards_every_state_within_its_groups() -> None:
     group, few = ask(data_parallel_size=16, sharding_group_size=8), ask(data_parallel_size=8)
     assert group.per_gpu.weights_bytes == few.per_gpu.weights_bytes

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from app.errors import InvalidInput
 from app.planning.architecture import from_config
@@ -77,3 +78,14 @@ def test_losses_that_do_not_go_together_are_refused(fields: dict[str, Any], poin
     with pytest.raises(InvalidInput, match=words) as refused:
         answer("starcoder2-7b-of-3-layers" if "framework" not in fields else "mistral-7b-v0.1-of-3-layers", **fields)
     assert [error.pointer for error in refused.value.errors] == [f"/training/{pointer}"]
+
+
+@pytest.mark.parametrize("release", ["4.44", "4.44.2", "4.49.0.dev0", "4.57.0rc1", "5.0"])
+def test_a_release_is_read_as_the_package_says_it(release: str) -> None:
+    assert Training(transformers_version=release).transformers_version == release
+
+
+@pytest.mark.parametrize("release", ["4", "v4.44", "4.44\n", "latest", "4.44 "])
+def test_what_is_no_release_is_refused_in_words(release: str) -> None:
+    with pytest.raises(ValidationError, match="such as"):
+        Training(transformers_version=release)

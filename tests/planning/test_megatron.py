@@ -91,6 +91,15 @@ def test_other_optimizers_have_one_format_for_both_moments() -> None:
         assert refused.value.errors[0].pointer == "/training/precision/second_moments"
 
 
+def test_a_second_moment_needs_adam_and_says_nothing_new_in_the_states_own_format() -> None:
+    wide = {**LOW, "master_weights": "fp32", "optimizer_states": "fp32"}
+    said = {**wide, "second_moments": "fp32"}
+    assert ask(LLAMA_8B, {"precision": said}).per_gpu == ask(LLAMA_8B, {"precision": wide}).per_gpu
+    with pytest.raises(InvalidInput, match="for Adam only") as refused:
+        ask(LLAMA_8B, {"precision": said, "optimizer": "sgd"})
+    assert refused.value.errors[0].pointer == "/training/precision/second_moments"
+
+
 def test_a_rank_holds_a_matrix_of_muon_whole_however_many_ranks_there_are() -> None:
     def states(ranks: int) -> tuple[int, int]:
         answer = ask(LLAMA_8B, {"optimizer": "muon"}, data_parallel_size=ranks)

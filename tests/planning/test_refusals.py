@@ -144,6 +144,13 @@ def asked(model: str, training: dict[str, Any], parallelism: dict[str, Any], gpu
         ),
         (
             LLAMA,
+            {"framework": "nanotron", "fused_cross_entropy": True},
+            {},
+            "/training/fused_cross_entropy",
+            "its own",
+        ),
+        (
+            LLAMA,
             {"framework": "nanotron"},
             {"pipeline_parallel_size": 4, "pipeline_schedule": "zb-v"},
             "/parallelism/pipeline_schedule",

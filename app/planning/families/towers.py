@@ -13,8 +13,8 @@ from app.planning.ledger import Component, Linear, Tape
 from app.planning.sizes import Size, named
 
 NO_IMAGES = (
-    "images are not counted: towers and projectors take memory for weights, gradients and optimizer states, but no "
-    "activations and no floating-point operations"
+    "images and sound are not counted: towers and projectors have parameters, but no activations and no floating-point "
+    "operations"
 )
 
 
