@@ -17,7 +17,7 @@ from app.planning.sources import (
     PIPELINE,
     RING_ATTENTION,
 )
-from app.planning.states import PARAMETERS, SHARDS, element_bytes, gathered_bytes, trainable
+from app.planning.states import SHARDS, TRAINABLE, element_bytes, gathered_bytes, trainable
 from app.planning.term import Term
 
 
@@ -112,7 +112,7 @@ def _nanotron(rules: Rules, segments: tuple[Segment, ...], segment: Segment | No
         logits = head.operations[-1].inputs[0].bytes
         terms.append(Term("nanotron.logits_before", "temporary", logits, NANOTRON))
     if rules.zero_stage == 1 and rules.replicated:
-        terms.append(Term("nanotron.gathered_slices", "temporary", PARAMETERS * compute_bytes, NANOTRON))
+        terms.append(Term("nanotron.gathered_slices", "temporary", TRAINABLE * compute_bytes, NANOTRON))
     return terms
 
 
