@@ -103,7 +103,9 @@ class GpuFacts(Spec):
     nvml_names: Annotated[tuple[Name, ...], Field(max_length=20)] = ()
     """Exact names NVML gives this card, by which the fleet's GPUs are told to be of this kind."""
     architecture: Name
-    """NVIDIA architecture, such as `Hopper`."""
+    """NVIDIA architecture as `GET /v1/gpus` has it, such as `Ampere GA10x`: by another name, no run is known to be on
+    such a GPU, and upper bounds are wider.
+    """
     compute_capability: Annotated[StrictStr, StringConstraints(pattern=r"^[1-9][0-9]?\.[0-9]$")]
     """CUDA compute capability, such as `9.0`."""
     memory_bytes: Count
@@ -136,7 +138,7 @@ class GpuFacts(Spec):
     @model_validator(mode="after")
     def _reserved_is_a_part(self) -> Self:
         if self.reserved_bytes is not None and self.reserved_bytes >= self.memory_bytes:
-            raise ValueError("reserved_bytes should be less than memory_bytes")
+            raise ValueError("needs reserved_bytes less than memory_bytes")
         return self
 
     def card(self, key: str, team: Stored) -> Card:

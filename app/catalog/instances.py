@@ -130,7 +130,7 @@ class InstanceFacts(Spec):
     def _priced(self) -> Self:
         prices = (self.on_demand_per_hour_usd, self.spot_per_hour_usd, self.reserved_per_hour_usd)
         if all(price is None for price in prices):
-            raise ValueError("send at least one of on_demand_per_hour_usd, spot_per_hour_usd, reserved_per_hour_usd")
+            raise ValueError("needs at least one of on_demand_per_hour_usd, spot_per_hour_usd, reserved_per_hour_usd")
         return self
 
     def instance(self, key: str, team: Stored) -> Instance:

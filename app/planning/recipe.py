@@ -251,13 +251,14 @@ def _taken_for_granted(
     """What a job needs beside the fields of the request to run as it is estimated."""
     is_plain = training.framework == "transformers"
     towers = sorted({count.name for count in architecture.components} & {"vision", "audio"})
+    idle = f"the weights for {' and '.join(towers)}"
     lines = {
         "sequence_parallel: true, which torchtitan's tensor parallelism brings": rules.kernels.sequence_parallel
         and not parallelism.sequence_parallel,
-        f"inputs: text only, which gives weights of {' and '.join(towers)} no gradients and no optimizer states": (
+        f"inputs: text only, which leaves {idle} without gradients and optimizer states": (
             bool(towers) and rules.kernels.skips_idle
         ),
-        f"inputs: text only; weights of {' and '.join(towers)} have gradients and optimizer states all the same": (
+        f"inputs: text only, but {idle} have gradients and optimizer states all the same": (
             bool(towers) and not rules.kernels.skips_idle
         ),
         f"transformers_version: {SHIFTED_NEVER[0]}.{SHIFTED_NEVER[1]} or newer": training.transformers_version is None

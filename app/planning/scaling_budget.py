@@ -72,11 +72,13 @@ def budget_of(given: BudgetInputs, own_flops: float | None, assumptions: list[st
             f"{LARGEST_FLOPS:.0e}",
         )
     hours = None if rate is None else flops / (rate * 3600)
+    cost = None if hours is None or price is None else hours * price
+    sent = {given.kind: given.amount}  # said again to the last digit, which flops and back would not give
     return Budget(
         flops=flops,
-        petaflop_s_days=flops / PETAFLOP_S_DAY_FLOPS,
-        gpu_hours=hours,
-        cost_usd=None if hours is None or price is None else hours * price,
+        petaflop_s_days=sent.get("petaflop_s_days") or flops / PETAFLOP_S_DAY_FLOPS,
+        gpu_hours=sent.get("gpu_hours") or hours,
+        cost_usd=sent.get("cost_usd") or cost,
         achieved_flops_per_second=rate,
         formula=formula,
         source=TRAINING_FLOPS,

@@ -195,7 +195,7 @@ def test_the_fleet_s_gpus_are_told_by_a_name_of_one_s_own(client: httpx.Client) 
     ("path", "changes", "pointer", "told"),
     [
         ("/v1/gpus", {"compute_capability": "nine"}, "/compute_capability", "pattern"),
-        ("/v1/gpus", {"reserved_bytes": GPU["memory_bytes"]}, "", "less than memory_bytes"),
+        ("/v1/gpus", {"reserved_bytes": GPU["memory_bytes"]}, "", "needs reserved_bytes less than memory_bytes"),
         ("/v1/gpus", {"dense_flops_per_second": {"bf17": 1e12}}, "/dense_flops_per_second/bf17", "'bf16'"),
         ("/v1/gpus", {"dense_flops_per_second": {"bf16": 0}}, "/dense_flops_per_second/bf16", "greater than 0"),
         ("/v1/gpus", {"interconnect": "nvlink-9"}, "/interconnect", "nearest: nvlink-"),
@@ -206,7 +206,7 @@ def test_the_fleet_s_gpus_are_told_by_a_name_of_one_s_own(client: httpx.Client) 
         ("/v1/node-shapes", {"gpu": "h1000"}, "/gpu", "nearest: h100-sxm-80gb"),
         ("/v1/node-shapes", {"network": "infiniband-hd"}, "/network", "nearest: infiniband-hdr"),
         ("/v1/instances", {"gpu": "h1000"}, "/gpu", "nearest: h100-sxm-80gb"),
-        ("/v1/instances", {"on_demand_per_hour_usd": None}, "", "at least one of on_demand_per_hour_usd"),
+        ("/v1/instances", {"on_demand_per_hour_usd": None}, "", "needs at least one of on_demand_per_hour_usd"),
         ("/v1/instances", {"gpus": 0}, "/gpus", "greater than 0"),
     ],
     ids=str,

@@ -259,6 +259,19 @@ def test_everything_left_out_is_said() -> None:
     assert fields | {"micro_batch_size", "sequence_length"} <= said
 
 
+@pytest.mark.parametrize(
+    ("framework", "says"), [("transformers", "leaves the weights for vision without"), ("megatron", "have gradients")]
+)
+def test_what_a_tower_keeps_without_images_is_said_as_it_is(framework: str, says: str) -> None:
+    model = catalog.load().model("google/gemma-3-4b-pt").architecture
+    answer = ask(model, Training.model_validate({"framework": framework, "optimizer": "sgd-momentum"}))
+    (line,) = [line for line in answer.assumptions if "gradients" in line and "vision" in line]
+    assert says in line
+    states = answer.per_gpu.optimizer_states_bytes
+    momentum = 4 * model.parameters
+    assert states < momentum if framework == "transformers" else states >= momentum
+
+
 def test_fixed_positions_get_no_gradient_and_no_state() -> None:
     marian = catalog.load().model("Helsinki-NLP/opus-mt-en-de").architecture
     training = Training(micro_batch_size=1, sequence_length=1, optimizer_implementation="fused")
