@@ -172,9 +172,13 @@ def _add(group: argparse._ActionsContainer, field: _Field) -> None:
     meaning = " ".join(field.schema.get("description", "").split())
     if field.words:
         meaning = f"{meaning} One of: {', '.join(field.words)}."
+    if any("$ref" in branch for branch in field.branches):
+        meaning = f"{meaning} Or a JSON object."
     given: dict[str, Any] = {"dest": field.pointer, "default": None, "help": meaning.replace("%", "%%")}
     types = {branch.get("type") for branch in field.branches}
-    if "boolean" in types:
+    if types == {"boolean", "null"}:
+        given["action"] = argparse.BooleanOptionalAction  # leaving it out is a third answer
+    elif "boolean" in types:
         given["action"] = "store_true"
     elif "integer" in types:
         given |= {"type": int, "metavar": "N"}

@@ -185,6 +185,10 @@ LLAMA = "meta-llama/Llama-3.1-8B"
             },
         ),
         (
+            "--compile --no-compile-loss",
+            {"training": {"compile": True, "compile_loss": False}},
+        ),
+        (
             '--precision {"compute":"bf16","parameters":"bf16","gradients":"bf16"}',
             {"training": {"precision": {"compute": "bf16", "parameters": "bf16", "gradients": "bf16"}}},
         ),
