@@ -15,7 +15,7 @@ from typing import get_args
 
 from app.planning.ledger import Segment, Weight
 from app.planning.optimizers import ELEMENT_WISE, Cut, OptimizerStates, Trained, cut_of, largest_matrix, states_of
-from app.planning.recipe import Rules, is_precision_aware
+from app.planning.recipe import Rules
 from app.planning.sizes import Size, ceil_div, largest, named, smallest, total
 from app.planning.sources import (
     CHECKPOINT,
@@ -27,6 +27,7 @@ from app.planning.sources import (
     ZERO,
 )
 from app.planning.specs import FloatFormat
+from app.planning.state_formats import is_precision_aware
 from app.planning.term import Term
 from app.planning.timeline import NOTHING, Moment, offloaded_bytes
 from app.precision.formats import FORMATS
