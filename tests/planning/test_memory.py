@@ -253,6 +253,16 @@ def test_a_class_without_flash_attention_is_not_planned_with_it() -> None:
         ask(t5, Training(attention="flash"))
 
 
+def test_nanotron_gathers_no_more_than_it_trains() -> None:
+    """Frozen weights are never updated, so no rank gathers slices of them."""
+    model = catalog.load().model("meta-llama/Llama-3.1-8B").architecture
+    training = Training.model_validate({"framework": "nanotron", "method": "lora", "recompute": "full"})
+    answer = ask(model, training, Parallelism(data_parallel_size=2, zero_stage=1))
+    trained_bytes = 2 * answer.model.trainable_parameters
+    (gathered,) = [one.bytes for one in answer.components if one.name == "nanotron.gathered_slices"]
+    assert gathered == trained_bytes
+
+
 def test_everything_left_out_is_said() -> None:
     said = {line.partition(":")[0] for line in ask(LLAMA_8B, Training()).assumptions}
     fields = {"framework", "precision", "optimizer", "optimizer_implementation", "attention", "recompute"}
