@@ -107,8 +107,8 @@ def _from_numerals(numerals: Sequence[Numeral], numbers: Numerals, rounded: Roun
     sent = np.where(out_of_float64, numbers.odd, numbers.nearest)
     column = _Column(rounded.codes, held, held, np.ones(held.shape), rounded.overflowed)
     totals = ErrorTotals()
-    totals.add(sent, np.where(np.isnan(errors), held, sent - errors), rounded, source.layout)
-    values = _values(numerals, sent, column, source, np.where(sent == held, 0.0, errors))
+    totals.add(sent, held, rounded, source.layout, errors=errors)
+    values = _values(numerals, sent, column, source, np.where(np.isinf(sent) & (sent == held), 0.0, errors))
     return Converted(source.name, None, values, totals.summary(), None)
 
 
@@ -145,7 +145,7 @@ def _check(numerals: Sequence[Numeral], source: Format, targets: Sequence[Format
     if scheme.kind != "none" and not any(takes(target, scheme) for target in targets):
         raise InvalidInput.at(
             "/scheme/kind",
-            f"none of {', '.join(names)} takes a {scheme.kind} scheme: integers do, and floats of 8 bits or less with "
+            f"none of {', '.join(names)} takes kind {scheme.kind}: integers do, and floats of 8 bits or less with "
             "scale_floats; leave kind out otherwise",
         )
 

@@ -58,7 +58,9 @@ class Numerals:
         return to_odd(self.nearest, self.inexact, self.beyond)
 
     def distances(self, values: Values) -> Values:
-        """How far each of `values` is from the exact number; NaN where either is not finite."""
+        """How far each of `values` is from the exact number: NaN where either is not finite, infinite where no float64
+        says it.
+        """
         found: list[float] = []
         rows = zip(self.exact, self.inexact.tolist(), self.nearest.tolist(), values.tolist(), strict=True)
         for exact, inexact, nearest, value in rows:
@@ -69,7 +71,7 @@ class Numerals:
             elif isinstance(exact, Decimal):
                 found.append(abs(float(_EXACT.subtract(exact, Decimal(value)))))
             else:
-                found.append(abs(float(exact - Fraction(value))))
+                found.append(_nearest(abs(exact - Fraction(value))))
         return np.array(found)
 
 

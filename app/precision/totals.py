@@ -63,11 +63,21 @@ class ErrorTotals:
     subnormals: int = 0
     nans: int = 0
 
-    def add(self, values: Values, stored: Values, rounded: Rounded, layout: Layout) -> None:
-        """Count in a portion: the values, what they became, and the elements that say it."""
+    def add(
+        self, values: Values, stored: Values, rounded: Rounded, layout: Layout, *, errors: Values | None = None
+    ) -> None:
+        """Count in a portion: the values, what they became, and the elements that say it.
+
+        `errors` are how far they are apart, where the values themselves are known better than float64 can say.
+        """
         finite = np.isfinite(values) & np.isfinite(stored)
+        if errors is not None:
+            finite &= np.isfinite(errors)
         every = bool(finite.all())
-        error = np.abs(values - stored) if every else np.abs(values[finite] - stored[finite])
+        if errors is not None:
+            error = errors[finite]
+        else:
+            error = np.abs(values - stored) if every else np.abs(values[finite] - stored[finite])
         signal = values if every else values[finite]
         self.values += values.size
         self.compared += error.size

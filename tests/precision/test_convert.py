@@ -6,6 +6,7 @@ import pytest
 from app.errors import InvalidInput
 from app.precision.convert import Conversion, Converted, Numeral, convert
 from app.precision.formats import NUMBER_FORMATS
+from app.precision.numerals import WrittenNumber
 from app.precision.scheme import ShapedScheme
 
 
@@ -40,6 +41,36 @@ def test_what_was_sent_is_told_beside_what_it_is() -> None:
     value = converted(["0.1"], "bf16").source.values[0]
     assert (value.input, value.source, value.stored) == ("0.1", 0.1, 0.10000000149011612)
     assert value.absolute_error == pytest.approx(1.4901161193847656e-9)
+
+
+@pytest.mark.parametrize(
+    ("numeral", "source", "exact", "stored"),
+    [
+        ("0.1", "fp64", Fraction(1, 10), 0.1),
+        (WrittenNumber("0.1"), "fp64", Fraction(1, 10), 0.1),
+        ("1.00000000000000000000000000000000000001", "fp32", 1 + Fraction(1, 10**38), 1.0),
+        ("-0x1.00000000000001p0", "fp16", -1 - Fraction(1, 2**56), -1.0),
+    ],
+)
+def test_what_no_float64_says_is_lost_all_the_same(
+    numeral: Numeral, source: str, exact: Fraction, stored: float
+) -> None:
+    found = converted([numeral], "bf16", source=source).source
+    [value] = found.values
+    error = float(abs(exact - Fraction(stored)))
+    assert (value.stored, value.status, value.absolute_error) == (stored, "rounded", error)
+    assert found.summary.max_absolute_error == error
+    assert found.summary.sqnr_db is not None
+
+
+def test_an_error_beyond_float64_has_no_number() -> None:
+    found = converted(["0x1p2000", "-1e400", "5"], "fp16", source="fp4_e2m1").source
+    assert [(value.stored, value.status, value.absolute_error) for value in found.values] == [
+        (6.0, "overflow", None),
+        (-6.0, "overflow", None),
+        (4.0, "rounded", 1.0),
+    ]
+    assert found.summary.max_absolute_error == 1
 
 
 def test_a_number_goes_by_way_of_the_format_it_comes_from() -> None:
