@@ -13,6 +13,7 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
 
 from app import checkpoints
 from app.checkpoints import Conversion, Job, Options, output
@@ -82,15 +83,19 @@ def run(arguments: argparse.Namespace) -> int:
         return _say(str(error), 2)
     except (ConversionFailed, OSError) as error:
         return _say(_sentence(error), 1)
-    console = Console()
-    console.width = max(console.width, _WIDTH)
-    show(job, done, console)
-    _warn(job, done)
+    except KeyboardInterrupt:
+        return _say("stopped; nothing was written", 1)
     try:
+        console = Console()
+        console.width = max(console.width, _WIDTH)
+        show(job, done, console)
+        _warn(job, done)
         if arguments.report is not None:
             output.write_whole(arguments.report.resolve(), _report(job, done))
     except (ConversionFailed, OSError) as error:
         return _say(f"{arguments.target} is written, but not its report: {_sentence(error)}", 1)
+    except KeyboardInterrupt:
+        return _say(f"stopped; {arguments.target} is written, but what it lost was not told in full", 1)
     return 0
 
 
@@ -119,7 +124,7 @@ def show(job: Job, done: Conversion, console: Console) -> None:
     changed = [one for one in done.tensors if one.losses is not None]
     resumed = f"; {done.resumed_shards} shards were done before" if done.resumed_shards else ""
     console.print(
-        f"{len(changed):,} tensors to {job.options.to}, {len(done.tensors) - len(changed):,} as they were; "
+        f"{_tensors(len(changed))} to {job.options.to}, {len(done.tensors) - len(changed):,} as they were; "
         f"{human_bytes(done.bytes_before)} to {human_bytes(done.bytes_after)}{resumed}",
         highlight=False,
     )
@@ -136,7 +141,8 @@ def show(job: Job, done: Conversion, console: Console) -> None:
         quality = "" if one.sqnr_db is None else f"{one.sqnr_db:.1f}"
         counts = (one.losses.overflowed, one.losses.saturated, one.losses.underflowed)
         error = f"{one.losses.max_abs_error:.2e}"
-        table.add_row(one.name, one.dtype_before, one.dtype_after, quality, error, *(f"{count:,}" for count in counts))
+        name = Text(_visible(one.name))
+        table.add_row(name, one.dtype_before, one.dtype_after, quality, error, *(f"{count:,}" for count in counts))
     console.print(table)
 
 
@@ -147,7 +153,7 @@ def _warn(job: Job, done: Conversion) -> None:
     apart = [one for one in done.tensors if one.what.endswith("not a matrix") and len(one.shape) > 2]
     if apart:
         _say(
-            f"{len(apart):,} tensors of more than two axes stayed as they were, such as {apart[0].name}; see --include",
+            f"{_tensors(len(apart))} of more than two axes stayed as they were, such as {apart[0].name}; see --include",
             0,
         )
     lost = total(done.tensors)
@@ -180,7 +186,9 @@ def _report(job: Job, done: Conversion) -> bytes:
         "notes": list(done.notes),
         "tensors": [one.as_json() for one in done.tensors],
     }
-    return (json.dumps(said, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(said, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(
+        errors="backslashreplace"  # a path that is no Unicode has half a surrogate pair, which JSON says so
+    )
 
 
 def _check_report(report: Path | None, job: Job) -> None:
@@ -247,6 +255,15 @@ def _sentence(error: Exception) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}; nothing was written"
 
 
+def _tensors(count: int) -> str:
+    return f"{count:,} tensor{'' if count == 1 else 's'}"
+
+
 def _say(sentence: str, status: int) -> int:
-    print(f"tonnage convert: {sentence}", file=sys.stderr)
+    print(f"tonnage convert: {_visible(sentence)}", file=sys.stderr)
     return status
+
+
+def _visible(text: str) -> str:
+    """Names come from files, which may be anybody's: what would command a terminal is spelled out."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

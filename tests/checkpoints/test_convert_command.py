@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_a_folder_says_what_it_changed_and_left_out(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().err.splitlines() == [
         "tonnage convert: config.json: quantization_config says int-quantized, as compressed-tensors has it",
         "tonnage convert: not copied, since not part of the checkpoint: old.bin",
-        "tonnage convert: 1 tensors of more than two axes stayed as they were, such as experts.up; see --include",
+        "tonnage convert: 1 tensor of more than two axes stayed as they were, such as experts.up; see --include",
     ]
     assert (tmp_path / "out" / "report.json").is_file()
 
@@ -115,6 +116,34 @@ def test_wrong_usage_is_status_two(arguments: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as left:
         convert(*arguments)
     assert left.value.code == 2
+
+
+def test_a_name_is_shown_as_it_is_and_commands_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["plain[/red]", "[bold]:smile:", "clear\x1b[2J\nline"]
+    values = np.linspace(0, 3, 64, dtype=np.float32).reshape(8, 8, 1)
+    source = write(tmp_path / "in.safetensors", dict.fromkeys(names, values))
+    assert convert(source, tmp_path / "out.safetensors", "--to", "bf16") == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("plain[/red]", "[bold]:smile:", r"clear\x1b[2J\nline"))
+    assert convert(source, tmp_path / "copy.safetensors", "--to", "int8") == 0
+    assert r"such as [bold]:smile:" in capsys.readouterr().err
+
+
+def test_a_path_that_is_no_text_is_in_the_report(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / os.fsdecode(b"out\xff.safetensors")
+    assert convert(source, target, "--to", "bf16", "--report", tmp_path / "report.json") == 0
+    assert json.loads((tmp_path / "report.json").read_bytes())["output"] == str(target)
+
+
+def test_stopped_before_it_began_is_one_sentence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors.index.json")
+    command = [sys.executable, "-m", "app.cli", "convert", str(tmp_path), str(tmp_path) + "-out", "--to", "bf16"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        with (tmp_path / "model.safetensors.index.json").open("w"):  # opens once it is being read
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == "tonnage convert: stopped; nothing was written\n"
 
 
 def test_there_is_a_bar_on_a_terminal(source: Path, tmp_path: Path) -> None:
