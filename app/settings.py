@@ -132,6 +132,9 @@ class Settings(BaseModel):
     """Directory on a disk for these tensors, one file each without a name, gone when it is closed; by default the
     system's for temporary files."""
 
+    upload_idle_seconds: Seconds = 60
+    """How long the upload of such a file may stand still before it is answered 400 and makes room for others."""
+
     max_requests_in_flight: Annotated[int, Field(ge=1, le=100_000)] = 200
     """Requests worked on at once; one more is answered 503 instead of being queued without end."""
 

@@ -99,7 +99,8 @@ async def _tensors(request: Request) -> AsyncIterator[TensorUpload]:
         raise Unavailable(f"{MAX_TENSOR_READERS} files of tensors are being read already; send this one again later")
     try:
         settings = service.settings
-        yield TensorUpload(Upload(request), settings.spool_dir, settings.max_spool_bytes)
+        body = Upload(request, idle_seconds=settings.upload_idle_seconds)
+        yield TensorUpload(body, settings.spool_dir, settings.max_spool_bytes)
     finally:
         service.tensor_readers.release()
 

@@ -1,9 +1,10 @@
 """A body that is read while it comes in, by code that waits for it in a thread: never more of it in memory than asked.
 
 The event loop hands over what has arrived and no more, so that a slow reader slows the client down. A client that goes
-away, or a body that ends too soon, ends the reading with MalformedTensors.
+away, a body that ends too soon, or one that stands still, ends the reading with MalformedTensors.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from io import BytesIO
@@ -56,11 +57,12 @@ class Whole:
 class Upload:
     """The body of a request, for a thread of the pool."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, *, idle_seconds: float) -> None:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != OCTETS or request.headers.get("content-encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType(f"send the file as it is, uncompressed, with Content-Type: {OCTETS}")
         self._chunks: AsyncIterator[bytes] = aiter(request.stream())
+        self._idle_seconds = idle_seconds
         self._waiting = bytearray()
         self._ended = False
         self.position = 0
@@ -91,9 +93,15 @@ class Upload:
         """In the event loop: take what has come in, at least `size` bytes and not much more."""
         try:
             while len(self._waiting) < max(size, _HANDED_OVER_BYTES):
-                self._waiting += await anext(self._chunks)
+                async with asyncio.timeout(self._idle_seconds):
+                    self._waiting += await anext(self._chunks)
         except StopAsyncIteration:
             self._ended = True
+        except TimeoutError:
+            raise MalformedTensors(
+                f"nothing came for {self._idle_seconds:g} seconds after {self.position + len(self._waiting):,} bytes; "
+                "send the whole file again"
+            ) from None
         except ClientDisconnect:
             raise MalformedTensors("the client closed the connection before the body was complete") from None
 

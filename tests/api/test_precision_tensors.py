@@ -249,6 +249,21 @@ def test_clients_that_go_away_make_room(live: LiveService, client: httpx.Client,
     assert answer.status_code == 200
 
 
+def test_who_stops_sending_makes_room(fresh_database: str, file: bytes) -> None:
+    settings = Settings.from_environment({}, database_url=fresh_database, upload_idle_seconds="0.2")
+    with running(create_app(settings), settings) as service, service.client() as client:
+        host, port = service.url.removeprefix("http://").split(":")
+        request = f"POST {PATH}?to=nvfp4 HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/octet-stream\r\n"
+        stalled = [socket.create_connection((host, int(port)), timeout=20) for _ in range(MAX_TENSOR_READERS)]
+        for connection in stalled:
+            connection.sendall(f"{request}Content-Length: {len(file)}\r\n\r\n".encode() + file[: len(file) // 2])
+        for connection in stalled:
+            with connection, connection.makefile("rb") as answer:
+                assert b" 400 " in answer.readline()
+                assert f"nothing came for 0.2 seconds after {len(file) // 2:,} bytes".encode() in answer.read()
+        assert send(client, file).status_code == 200
+
+
 def test_no_more_files_than_there_are_readers_for(live: LiveService, client: httpx.Client, file: bytes) -> None:
     readers = live.service.tensor_readers
     for _ in range(MAX_TENSOR_READERS):
