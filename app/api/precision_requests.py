@@ -53,11 +53,14 @@ class ModelConversionRequest(Spec):
     to: FormatName
     """Format to bring them into (`GET /v1/precision/formats`)."""
     keep: Annotated[list[Annotated[StrictStr, Field(max_length=100)]], Field(max_length=50)] | None = None
-    """Components that stay, by the names that `/v1/models/inspect` gives; an empty list for none. Default, for formats
-    of 8 bits or less: norms, routers, embeddings and the head. Vectors always stay there.
+    """Components that stay in the format they are in, by the names that `/v1/models/inspect` gives; an empty list for
+    none. Default, for formats of 8 bits or less: norms, routers, embeddings and the head, where vectors always stay;
+    between wider formats, none.
     """
     scheme: Scheme | None = None
-    """Where integers get their scales. Default: 8 bits by output channel, 4 bits in blocks of 128."""
+    """Where integers and FP8 get their scales. Default: integers of 8 bits by output channel, of 4 bits in blocks of
+    128, FP8 by tensor.
+    """
 
 
 class TensorsQuery(Scheme):

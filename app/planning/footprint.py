@@ -2,7 +2,8 @@
 it, and what is at risk.
 
 Formats of 8 bits or less are for matrices. Vectors stay as they are, and so do the parts that quantization tools leave:
-norms, routers, embeddings and the head, unless a request names what to keep.
+norms, routers, embeddings and the head, unless a request names what to keep. Between wider formats all is converted but
+what a request names.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from app.precision.formats import NUMBER_FORMATS
 from app.precision.hardware import NativeUnits
 from app.precision.quantize import takes
 from app.precision.scheme import Scheme
-from app.precision.storage import stored_bytes
+from app.precision.storage import packed_bytes, stored_bytes
 
 KEPT_BY_DEFAULT: tuple[Component, ...] = (
     "word_embedding",
@@ -33,22 +34,24 @@ KEPT_BY_DEFAULT: tuple[Component, ...] = (
     "head_other",
 )
 
+_OF_TENSORS = Scheme(kind="symmetric", granularity="tensor", scale_floats=True)
 _SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
+        **dict.fromkeys(("fp8_e4m3", "fp8_e5m2", "fp8_e4m3fnuz", "fp8_e5m2fnuz"), _OF_TENSORS),
         "int8": Scheme(kind="symmetric", granularity="channel"),
         "uint8": Scheme(kind="affine", granularity="channel"),
         "int4": Scheme(kind="symmetric", granularity="block", block_size=128),
         "uint4": Scheme(kind="affine", granularity="block", block_size=128),
     }
 )
-"""Where integers get their scales from, unless a request says so."""
+"""Where integers and FP8 get their scales from, unless a request says so."""
 
 _NARROW_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertedComponent:
-    """A component before and after. What is not `converted_parameters` stays in the wide format."""
+    """A component before and after. What is not `converted_parameters` stays in the format that it is in."""
 
     name: Component
     parameters: int
@@ -133,25 +136,21 @@ def convert_model(
 ) -> ModelConversion:
     """The model before and after.
 
-    `keep` are the components that stay; `scheme` gives integers their scales. Raises UnknownName for a component that
-    the model has not, InvalidInput for a conversion of a format to itself, or a scheme that `to` does not take.
+    `keep` are the components that stay; `scheme` gives integers and FP8 their scales. Raises UnknownName for a part
+    that the model has not, InvalidInput for a conversion of a format to itself, or a scheme that `to` does not take.
     """
     if source.name == to.name:
         raise InvalidInput.at("/to", f"the model is in {to.name} already; name another format")
-    if scheme is not None and not takes(to, scheme):
-        raise InvalidInput.at(
-            "/scheme", f"{to.name} takes no {scheme.kind} scheme; leave it out, or name an integer format in `to`"
-        )
-    stays = _kept(architecture, keep)
-    wide = next((format for format in (source, to) if not is_narrow(format)), NUMBER_FORMATS["bf16"])
+    _check_scheme(to, scheme)
+    way = _Way(source, to, _kept(architecture, keep, is_default_to_keep=is_narrow(source) or is_narrow(to)), scheme)
     tensors = _tensors(architecture)
     components = tuple(
-        _component(name, [each for each in tensors if each.component == name], (source, to, wide), stays, scheme)
+        _component(name, [each for each in tensors if each.component == name], way)
         for name in dict.fromkeys(each.component for each in tensors)
     )
     before = sum(component.bytes_before for component in components)
     after = sum(component.bytes_after for component in components)
-    widened = _widened(tensors, to, wide, stays)
+    widened = _widened(tensors, way)
     found = tuple(key for gpu in gpus for key in [gpu.key] if _computes(gpu, to))
     return ModelConversion(
         model=architecture.name,
@@ -166,7 +165,7 @@ def convert_model(
         training=training_bytes(architecture, source, to),
         native=NativeGpus(found, to.native),
         risks=risks_of(source, to),
-        assumptions=(*_assumptions(source, to, wide, stays, scheme), *architecture.assumptions),
+        assumptions=(*_assumptions(way), *architecture.assumptions),
     )
 
 
@@ -175,10 +174,24 @@ def is_narrow(format: Format) -> bool:
     return format.storage_bits <= _NARROW_BITS
 
 
-def _kept(architecture: Architecture, keep: Sequence[str] | None) -> tuple[str, ...]:
+def _check_scheme(to: Format, scheme: Scheme | None) -> None:
+    if scheme is None or takes(to, scheme):
+        return
+    if scheme.kind == "none" and to.name in _SCHEMES:
+        raise InvalidInput.at(
+            "/scheme/kind", f"weights in {to.name} have scales: send kind symmetric or affine, or leave scheme out"
+        )
+    raise InvalidInput.at(
+        "/scheme",
+        f"{to.name} takes no {'' if scheme.kind == 'none' else f'{scheme.kind} '}scheme; leave it out, or name an "
+        "integer format in `to`, or a float of 8 bits or less with scale_floats",
+    )
+
+
+def _kept(architecture: Architecture, keep: Sequence[str] | None, *, is_default_to_keep: bool) -> tuple[str, ...]:
     names = [count.name for count in architecture.components]
     if keep is None:
-        return tuple(name for name in KEPT_BY_DEFAULT if name in names)
+        return tuple(name for name in KEPT_BY_DEFAULT if name in names) if is_default_to_keep else ()
     for index, name in enumerate(keep):
         if name not in names:
             raise UnknownName.among(
@@ -215,62 +228,85 @@ def _shape(weight: Weight, operation: Operation, sizes: Mapping[str, int]) -> tu
     return (rows, columns), copies
 
 
-def _component(
-    name: Component,
-    tensors: list[_Tensors],
-    formats: tuple[Format, Format, Format],
-    stays: tuple[str, ...],
-    scheme: Scheme | None,
-) -> ConvertedComponent:
-    source, to, wide = formats
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """From one format to another, and which components do not go."""
+
+    source: Format
+    to: Format
+    stays: tuple[str, ...]
+    scheme: Scheme | None
+
+    @property
+    def wide(self) -> Format:
+        """What stays is in this format where the others are in a narrow one."""
+        return next((format for format in (self.source, self.to) if not is_narrow(format)), NUMBER_FORMATS["bf16"])
+
+    def before(self, tensors: _Tensors) -> Format:
+        """The format that tensors are in."""
+        return self.wide if is_narrow(self.source) and self._is_left_wide(tensors) else self.source
+
+    def after(self, tensors: _Tensors) -> Format:
+        """The format that they are brought into."""
+        if tensors.component in self.stays:
+            return self.before(tensors)
+        return self.wide if is_narrow(self.to) and self._is_left_wide(tensors) else self.to
+
+    def _is_left_wide(self, tensors: _Tensors) -> bool:
+        return len(tensors.shape) < 2 or tensors.component in self.stays
+
+    def bytes_before(self, tensors: _Tensors) -> int:
+        """Elements and scales as they are."""
+        format = self.before(tensors)
+        return tensors.count * stored_bytes(format, tensors.shape, _SCHEMES.get(format.name))
+
+    def bytes_after(self, tensors: _Tensors) -> int:
+        """Elements and scales as they will be."""
+        format = self.after(tensors)
+        return tensors.count * stored_bytes(format, tensors.shape, self.scheme or _SCHEMES.get(format.name))
+
+
+def _component(name: Component, tensors: list[_Tensors], way: _Way) -> ConvertedComponent:
     parameters = sum(each.parameters for each in tensors)
-    converted = [each for each in tensors if _converts(each, to, stays)]
-    moved = sum(each.parameters for each in converted)
-    bytes_before = sum(_bytes(each, source, wide, stays, None) for each in tensors)
-    bytes_after = sum(_bytes(each, to, wide, stays, scheme) for each in tensors)
-    codes = sum(
-        each.count * -(-each.parameters // each.count * to.storage_bits // 8) for each in converted if each.count
-    )
-    scales = sum(_bytes(each, to, wide, stays, scheme) for each in converted) - codes
+    moved = sum(each.parameters for each in tensors if way.after(each) is not way.before(each))
+    after = sum(way.bytes_after(each) for each in tensors)
+    codes = sum(each.count * packed_bytes(way.after(each), each.shape) for each in tensors)
     kept = None
     if moved < parameters:
         kept = (
-            "kept, as asked or by default" if name in stays else "vectors stay, and parts that are counted as a whole"
+            "kept, as asked or by default"
+            if name in way.stays
+            else "vectors stay, and parts that are counted as a whole"
         )
-    return ConvertedComponent(name, parameters, moved, bytes_before, bytes_after, scales, kept)
-
-
-def _converts(tensors: _Tensors, to: Format, stays: tuple[str, ...]) -> bool:
-    return not is_narrow(to) or (len(tensors.shape) > 1 and tensors.component not in stays)
-
-
-def _bytes(tensors: _Tensors, format: Format, wide: Format, stays: tuple[str, ...], scheme: Scheme | None) -> int:
-    if not _converts(tensors, format, stays):
-        return tensors.count * stored_bytes(wide, tensors.shape)
-    return tensors.count * stored_bytes(format, tensors.shape, scheme or _SCHEMES.get(format.name))
-
-
-def _widened(tensors: list[_Tensors], to: Format, wide: Format, stays: tuple[str, ...]) -> int:
-    if to.native or not is_narrow(to):
-        return 0
-    return max(
-        (stored_bytes(wide, each.shape) for each in tensors if _converts(each, to, stays)),
-        default=0,
+    return ConvertedComponent(
+        name, parameters, moved, sum(way.bytes_before(each) for each in tensors), after, after - codes, kept
     )
+
+
+def _widened(tensors: list[_Tensors], way: _Way) -> int:
+    if way.to.native or not is_narrow(way.to):
+        return 0
+    return max((stored_bytes(way.wide, each.shape) for each in tensors if way.after(each) is way.to), default=0)
 
 
 def _computes(gpu: Gpu, format: Format) -> bool:
     return any(units.cover(gpu.compute_capability) for units in format.native)
 
 
-def _assumptions(source: Format, to: Format, wide: Format, stays: tuple[str, ...], scheme: Scheme | None) -> list[str]:
+def _assumptions(way: _Way) -> list[str]:
     lines = []
-    if is_narrow(source) or is_narrow(to):
-        names = ", ".join(stays)
-        lines.append(f"vectors{f' and {names}' if names else ''} stay in {wide.name}")
+    names = ", ".join(way.stays)
+    if is_narrow(way.source) or is_narrow(way.to):
+        lines.append(f"vectors{f' and {names}' if names else ''} stay in {way.wide.name}")
         lines.append("blocks lie along the input features of a matrix; experts are matrices of their own")
-    for format in (source, to):
-        if (scheme is None or format is source) and (own := _SCHEMES.get(format.name)) is not None:
-            of = f"blocks of {own.block_size}" if own.granularity == "block" else "output channels"
-            lines.append(f"{format.name}: {own.kind}, with FP32 scales of {of}")
+    elif names:
+        lines.append(f"{names} stay in {way.source.name}")
+    by_default = (way.source, way.to) if way.scheme is None else (way.source,)
+    schemes = [(format.name, _SCHEMES[format.name]) for format in by_default if format.name in _SCHEMES]
+    lines += [f"{name}: {own.kind}, with FP32 scales of {_sharing(own)}" for name, own in schemes]
     return lines
+
+
+def _sharing(scheme: Scheme) -> str:
+    of = {"tensor": "tensors", "channel": "output channels", "block": f"blocks of {scheme.block_size}"}
+    return of[scheme.granularity]

@@ -61,7 +61,9 @@ MATRICES = [(200, 200), (100, 200), (100, 200), (200, 200), (500, 200), (500, 20
         ("nf4", 4, lambda rows, columns: ceil(rows * columns / 64) * 4),
         ("nf4-double", 4, lambda r, c: ceil(r * c / 64) + ceil(r * c / 64 / 256) * 4 + 4),
         ("fp8_e4m3_128x128", 8, lambda rows, columns: ceil(rows / 128) * ceil(columns / 128) * 4),
-        ("fp8_e4m3", 8, lambda _rows, _columns: 0),
+        ("fp8_e4m3", 8, lambda _rows, _columns: 4),
+        ("fp8_e5m2fnuz", 8, lambda _rows, _columns: 4),
+        ("fp4_e2m1", 4, lambda _rows, _columns: 0),
         ("int8", 8, lambda rows, _columns: rows * 4),
         ("int4", 4, lambda rows, columns: rows * ceil(columns / 128) * 4),
     ],
@@ -101,6 +103,22 @@ def test_what_stays_and_what_is_asked_to() -> None:
     assert attention["attention"].converted_parameters == 0
     assert attention["mlp"].converted_parameters == 3 * 300_000
     assert all(part.kept is None for part in converted(model, "fp32", "bf16").components)
+
+
+def test_what_is_asked_to_stay_stays_between_wide_formats_too() -> None:
+    found = converted(odd_llama(), "fp32", "bf16", keep=["norm", "lm_head"])
+    parts = {part.name: part for part in found.components}
+    assert (parts["norm"].bytes_after, parts["lm_head"].bytes_after) == (4 * 7 * 200, 4 * 200_000)
+    assert parts["lm_head"].converted_parameters == 0
+    assert parts["lm_head"].kept is not None
+    assert parts["mlp"].bytes_after * 2 == parts["mlp"].bytes_before
+    assert "norm, lm_head stay in fp32" in found.assumptions
+
+
+def test_what_was_wide_already_is_not_converted() -> None:
+    parts = {part.name: part for part in converted(odd_llama(), "mxfp4", "bf16").components}
+    assert parts["mlp"].converted_parameters == parts["mlp"].parameters
+    assert (parts["norm"].converted_parameters, parts["lm_head"].converted_parameters) == (0, 0)
 
 
 def test_experts_are_matrices_of_their_own() -> None:
@@ -188,6 +206,8 @@ def test_what_cannot_be_is_refused() -> None:
     assert unknown.value.errors[0].pointer == "/keep/1"
     with pytest.raises(InvalidInput, match="already"):
         converted(odd_llama(), "bf16", "bf16")
+    with pytest.raises(InvalidInput, match="send kind symmetric"):
+        converted(odd_llama(), "bf16", "int8", scheme=Scheme())
     with pytest.raises(InvalidInput, match="integer format"):
         converted(odd_llama(), "bf16", "mxfp4", scheme=Scheme(kind="symmetric"))
 
