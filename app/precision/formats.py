@@ -165,7 +165,7 @@ _INTEGERS = (
         "8-bit integer",
         IntegerLayout(8, signed=True),
         "Frozen weights and inference; states of 8-bit optimizers (by table, not linear). Not for gradients.",
-        hardware.INTEGER_8_UNITS,
+        hardware.SIGNED_8_UNITS,
         sources.INTEGERS,
         sources.EIGHT_BIT_OPTIMIZERS,
     ),
@@ -174,7 +174,7 @@ _INTEGERS = (
         "unsigned 8-bit integer",
         IntegerLayout(8, signed=False),
         "Activations of inference that are skewed to one side, with a zero point.",
-        hardware.INTEGER_8_UNITS,
+        hardware.UNSIGNED_8_UNITS,
         sources.INTEGERS,
     ),
     _row(

@@ -6,7 +6,7 @@ Matching goes by compute capability: `since_compute_capability` up to, but not i
 from dataclasses import dataclass
 from typing import Literal
 
-from app.precision.sources import CDNA3, CDNA4, CUDA_ARITHMETIC, PTX_MMA, TF32
+from app.precision.sources import AMD_MATRIX_CORES, CDNA3, CDNA4, CUDA_ARITHMETIC, PTX_MMA, TF32
 from app.sources import Source
 
 
@@ -51,14 +51,20 @@ def _nvidia(
     )
 
 
+_CDNA_UNITS = NativeUnits("AMD", "CDNA (MI100) and later", 2020, "matrix cores", AMD_MATRIX_CORES)
+
 FP64_UNITS = (
     _nvidia("6.0", "Pascal GP100", 2016, "half the rate of FP32", CUDA_ARITHMETIC, until_compute_capability="6.1"),
     _nvidia("7.0", "Volta", 2017, "half the rate of FP32", CUDA_ARITHMETIC, until_compute_capability="7.5"),
     _nvidia("8.0", "Ampere GA100", 2020, "tensor cores", TF32, until_compute_capability="8.6"),
     _nvidia("9.0", "Hopper and Blackwell", 2022, "tensor cores", PTX_MMA, until_compute_capability="10.3"),
+    NativeUnits("AMD", "CDNA 2 (MI200) and later", 2021, "matrix cores", AMD_MATRIX_CORES),
 )
-FP32_UNITS = (_nvidia("1.0", "all", 2006, "full rate, without tensor cores", CUDA_ARITHMETIC),)
-TF32_UNITS = (_nvidia("8.0", "Ampere and later", 2020, "tensor cores", TF32),)
+FP32_UNITS = (_nvidia("1.0", "all", 2006, "full rate, without tensor cores", CUDA_ARITHMETIC), _CDNA_UNITS)
+TF32_UNITS = (
+    _nvidia("8.0", "Ampere and later", 2020, "tensor cores", TF32),
+    NativeUnits("AMD", "CDNA 3 (MI300)", 2023, "matrix cores, which call it XF32", CDNA3),
+)
 FP16_UNITS = (
     _nvidia(
         "6.0",
@@ -69,9 +75,10 @@ FP16_UNITS = (
         until_compute_capability="6.1",
     ),
     _nvidia("7.0", "Volta and later", 2017, "tensor cores", PTX_MMA),
+    _CDNA_UNITS,
 )
-BF16_UNITS = (_nvidia("8.0", "Ampere and later", 2020, "tensor cores", TF32),)
-INTEGER_8_UNITS = (
+BF16_UNITS = (_nvidia("8.0", "Ampere and later", 2020, "tensor cores", TF32), _CDNA_UNITS)
+UNSIGNED_8_UNITS = (
     _nvidia(
         "6.1",
         "Pascal GP10x and Volta",
@@ -82,6 +89,7 @@ INTEGER_8_UNITS = (
     ),
     _nvidia("7.2", "Turing and later", 2018, "tensor cores", PTX_MMA),
 )
+SIGNED_8_UNITS = (*UNSIGNED_8_UNITS, _CDNA_UNITS)
 INTEGER_4_UNITS = (
     _nvidia("7.5", "Turing, Ampere and Ada", 2018, "tensor cores", PTX_MMA, until_compute_capability="9.0"),
 )

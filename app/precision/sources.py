@@ -92,9 +92,14 @@ PTX_MMA = Source(
     where="mma, wgmma.mma_async and tcgen05.mma: operand types by target architecture, and kinds with block scaling",
     url="https://docs.nvidia.com/cuda/parallel-thread-execution/#warp-level-matrix-instructions",
 )
+AMD_MATRIX_CORES = Source(
+    title="AMD lab notes: AMD matrix cores",
+    where="Operations per clock and compute unit of MI100 and MI250X, for FP64, FP32, FP16, BF16 and INT8",
+    url="https://gpuopen.com/learn/amd-lab-notes/amd-lab-notes-matrix-cores-readme/",
+)
 CDNA3 = Source(
     title="AMD Instinct MI300 Instruction Set Architecture (CDNA3)",
-    where="Matrix arithmetic instructions with FP8 and BF8 operands, which are FNUZ",
+    where="Matrix arithmetic instructions with XF32 operands, and with FP8 and BF8, which are FNUZ",
     url="https://www.amd.com/content/dam/amd/en/documents/instinct-tech-docs/instruction-set-architectures/amd-instinct-mi300-cdna3-instruction-set-architecture.pdf",
 )
 CDNA4 = Source(

@@ -99,6 +99,26 @@ def test_units_by_compute_capability(name: str, native_on: set[str]) -> None:
     assert {version for version in asked if any(unit.cover(version) for unit in units)} == native_on
 
 
+@pytest.mark.parametrize(
+    ("name", "since"),
+    [
+        ("fp64", 2021),
+        ("fp32", 2020),
+        ("tf32", 2023),
+        ("fp16", 2020),
+        ("bf16", 2020),
+        ("fp8_e4m3", 2025),
+        ("fp8_e4m3fnuz", 2023),
+        ("int8", 2020),
+        ("uint8", None),
+        ("mxfp4", 2025),
+        ("nvfp4", None),
+    ],
+)
+def test_units_of_amd(name: str, since: int | None) -> None:
+    assert [units.since for units in NUMBER_FORMATS[name].native if units.vendor == "AMD"] == ([since] if since else [])
+
+
 def test_every_format_says_where_it_is_from_and_what_it_is_for() -> None:
     for format in NUMBER_FORMATS.values():
         assert format.sources
