@@ -104,6 +104,7 @@ def report_on(upload: TensorUpload, to: Format, scheme: Scheme) -> FileReport:
     _check(to, scheme)
     body = upload.body
     tensors = read_header(body)
+    _check_axis(tensors, scheme)
     plans = [_plan(tensor, to, scheme, index, upload.max_spool_bytes) for index, tensor in enumerate(tensors)]
     overall = ErrorTotals()
     spool: Spool | None = None
@@ -121,7 +122,7 @@ def report_on(upload: TensorUpload, to: Format, scheme: Scheme) -> FileReport:
                 spool.fill(body, tensor.bytes)
                 report = quantization.run(_Spooled(spool, tensor))
             overall.merge(report.totals)
-            after = stored_bytes(to, tensor.shape, scheme)
+            after = stored_bytes(to, tensor.shape, _scheme_of(tensor, scheme))
             reports.append(
                 TensorReport(tensor.name, tensor.dtype, tensor.shape, tensor.bytes, after, report.errors, report.scales)
             )
@@ -141,11 +142,32 @@ def _check(to: Format, scheme: Scheme) -> None:
         raise _wrong("kind", f"{to.name} {why}; leave kind out otherwise")
 
 
+def _check_axis(tensors: tuple[StoredTensor, ...], scheme: Scheme) -> None:
+    floats = [tensor for tensor in tensors if tensor.numpy_type is not None]
+    if floats and all(_lacks_axis(tensor, scheme) for tensor in floats):
+        most = max(floats, key=lambda tensor: len(tensor.shape))
+        raise _wrong(
+            "channel_axis",
+            f"no tensor has an axis {scheme.channel_axis}; {most.name[:200]} has {len(most.shape)} dimensions",
+        )
+
+
+def _lacks_axis(tensor: StoredTensor, scheme: Scheme) -> bool:
+    return scheme.granularity == "channel" and scheme.channel_axis >= len(tensor.shape)
+
+
+def _scheme_of(tensor: StoredTensor, scheme: Scheme) -> Scheme:
+    """What becomes of a tensor without channels: it has one scale."""
+    if not _lacks_axis(tensor, scheme):
+        return scheme
+    return scheme.model_copy(update={"granularity": "tensor", "channel_axis": 0})
+
+
 def _plan(tensor: StoredTensor, to: Format, scheme: Scheme, index: int, max_spool_bytes: int) -> Quantization | None:
     if tensor.numpy_type is None:
         return None
     try:
-        quantization = plan(to, scheme, tensor.shape, pointer="", stream=index)
+        quantization = plan(to, _scheme_of(tensor, scheme), tensor.shape, pointer="", stream=index)
     except InvalidInput as error:
         parameter = (error.errors[0].pointer or "").strip("/")
         raise _wrong(parameter, f"{error.detail} ({tensor.name[:200]})") from None

@@ -39,7 +39,9 @@ class Scheme(BaseModel):
     block_size: Annotated[int, Field(ge=2, le=65_536)] | None = None
     """Elements of a block. Default 128."""
     channel_axis: Annotated[int, Field(ge=0, le=15)] = 0
-    """Which axis counts the channels: 0 is the output features of a linear layer's weight."""
+    """Which axis counts the channels: 0 is the output features of a linear layer's weight. In a file, tensors without
+    this axis, such as biases without axis 1, have one scale.
+    """
     calibration: Calibration = "max"
     """How far a scale reaches: to the largest magnitude; to a `percentile` of them; or as far as makes the mean squared
     error least (`mse`), among 48 ranges from all of it down to a tenth.

@@ -105,6 +105,15 @@ def test_what_comes_in_is_converted_as_what_is_sent_as_json(client: httpx.Client
         assert tensor["scales"] == {**result["scales"], **({} if few else {"values": None, "zero_points": None})}
 
 
+def test_tensors_without_channels_have_one_scale(client: httpx.Client) -> None:
+    tensors = {"logit_scale": np.array(2.5, np.float32), "proj": np.eye(4, 6, dtype=np.float32)}
+    answer = send(client, safetensors.numpy.save(tensors), to="int8", kind="symmetric", granularity="channel")
+    assert answer.status_code == 200, answer.text
+    found = {tensor["name"]: tensor for tensor in answer.json()["tensors"]}
+    assert (found["logit_scale"]["scales"]["count"], found["logit_scale"]["bytes_after"]) == (1, 1 + 4)
+    assert (found["proj"]["scales"]["count"], found["proj"]["bytes_after"]) == (4, 24 + 16)
+
+
 def test_an_array_of_numpy(client: httpx.Client) -> None:
     for kind in ("<f4", ">f8", "<f2"):
         array = np.random.default_rng(3).standard_normal((30, 40)).astype(kind)

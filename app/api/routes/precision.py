@@ -122,7 +122,7 @@ def convert_tensors(
 ) -> FileReport:
     """What a format does to each tensor of a file: errors, signal to noise, saturated share, scales, bytes. The file is
     read as it comes in and never held as a whole; send it with `Content-Type: application/octet-stream`, as
-    `curl --data-binary @model.safetensors -H 'Content-Type: application/octet-stream'` does.
+    `curl -X POST -T model.safetensors -H 'Content-Type: application/octet-stream'` does.
 
     Formats with scales of blocks are worked out on the way. Where a scale needs the whole tensor (`granularity`
     `tensor`, other `channel_axis` than 0, `nvfp4`, `nf4-double`), the tensor waits on the service's disk. Integers need
