@@ -73,6 +73,18 @@ def test_the_walk_finds_the_routes() -> None:
     assert len(paths) > 20
 
 
+def test_what_is_written_under_a_field_of_an_answer_is_in_the_document() -> None:
+    """In answers of their own, in pages, and in what these consist of."""
+    schemas = DOCUMENT["components"]["schemas"]
+    for schema, field, word in (
+        ("ConvertedValue", "stored", "scale included"),
+        ("ErrorSummary", "sqnr_db", "log10"),
+        ("FormatView", "overflow", "beyond"),
+        ("ConvertedComponent", "kept", "stay"),
+    ):
+        assert word in schemas[schema]["properties"][field]["description"], (schema, field)
+
+
 def test_every_route_has_a_role_or_is_on_the_public_list() -> None:
     without = set()
     for context in ROUTES:

@@ -7,12 +7,14 @@ as a misspelt field is.
 import hashlib
 import json
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import ConfigDict
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -57,6 +59,14 @@ class StrictRoute(APIRoute):
     """A route that authenticates first and refuses unknown query parameters, foreign media types and loose JSON."""
 
     request_class: type[StrictRequest] = StrictRequest
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **given: Any) -> None:
+        """A route as FastAPI makes it, whose answer's fields are documented by the texts under them."""
+        answer = get_type_hints(endpoint).get("return")
+        if is_dataclass(answer) and not hasattr(answer, "__pydantic_config__"):
+            # and of all that it consists of
+            setattr(answer, "__pydantic_config__", ConfigDict(use_attribute_docstrings=True))  # noqa: B010 - mypy
+        super().__init__(path, endpoint, **given)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler that FastAPI calls for each request."""
