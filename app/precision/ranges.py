@@ -150,5 +150,7 @@ def _quantile(tiles: Values, share: float) -> Values:
 
 
 def _squared_error(values: Values, stored: Values) -> Values:
-    error: Values = np.square(values - stored).sum(axis=1)
+    """Infinite where float64 does not reach: then no range is better than another, and the whole one is taken."""
+    with np.errstate(over="ignore"):
+        error: Values = np.square(values - stored).sum(axis=1)
     return error

@@ -153,7 +153,7 @@ def _is_beyond(layout: FloatLayout, magnitudes: Values) -> Mask:
 
 def _drawn(layout: FloatLayout, values: Values, draws: Values) -> Values:
     ulp = units_in_the_last_place(layout, values)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows here is far beyond the largest number
         return np.where(np.isfinite(values), np.floor(values / ulp + draws) * ulp, values)
 
 

@@ -162,7 +162,8 @@ def round_scaled(
 
 def _linear_scales(of: Range, layout: Layout, scheme: Scheme) -> TileScales:
     if scheme.kind == "affine" and isinstance(layout, IntegerLayout):
-        scales = _fp32((of.high - of.low) / (layout.largest - layout.smallest))
+        with np.errstate(over="ignore"):
+            scales = _fp32((of.high - of.low) / (layout.largest - layout.smallest))
         zero = np.clip(np.rint(layout.smallest - of.low / scales), layout.smallest, layout.largest)
         return TileScales(scales, zero, scales, scales)
     largest: float = layout.largest

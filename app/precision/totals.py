@@ -83,8 +83,8 @@ class ErrorTotals:
         self.compared += error.size
         if error.size:
             self.largest_error = max(self.largest_error, float(error.max()))
-            self.errors += float(error.sum())
             with np.errstate(over="ignore", under="ignore"):
+                self.errors += float(error.sum())
                 self.squared_errors += float(np.square(error).sum())
                 self.signal += float(np.square(signal).sum())
         self.overflows += int(rounded.overflowed.sum())

@@ -1,4 +1,5 @@
 import math
+import sys
 from fractions import Fraction
 
 import pytest
@@ -138,6 +139,31 @@ def test_the_summary_counts_and_measures() -> None:
     signal = (Fraction("1.0625") ** 2 + tiny**2 + Fraction(1, 2**16) + 4) / 4
     assert summary.mean_squared_error == pytest.approx(float(error))
     assert summary.sqnr_db == pytest.approx(10 * math.log10(signal / error))
+
+
+@pytest.mark.parametrize("calibration", ["max", "percentile", "mse"])
+@pytest.mark.parametrize(
+    ("to", "scheme"),
+    [
+        ("int8", {"kind": "symmetric"}),
+        ("int8", {"kind": "affine", "rounding": "stochastic"}),
+        ("uint4", {"kind": "affine", "granularity": "block"}),
+        ("fp6_e2m3", {"kind": "symmetric", "scale_floats": True, "rounding": "stochastic"}),
+    ],
+)
+def test_the_ends_of_float64_have_figures_too(to: str, scheme: dict[str, object], calibration: str) -> None:
+    """FP32 scales do not reach that far: all saturates, and nothing but that is said."""
+    found = converted(["1.7e308", "-1.7e308", "1.7e308"], to, source="fp64", calibration=calibration, **scheme)
+    assert [value.status for value in only(found).values] == ["overflow"] * 3
+    summary = only(found).summary
+    assert summary.saturated_share == 1
+    assert summary.max_absolute_error == pytest.approx(1.7e308)
+    assert summary.mean_absolute_error <= sys.float_info.max
+
+
+def test_without_a_scale_stochastic_rounding_saturates_too() -> None:
+    found = only(converted(["1.7e308", "-1.7e308"], "fp6_e2m3", source="fp64", rounding="stochastic"))
+    assert [value.stored for value in found.values] == [7.5, -7.5]
 
 
 def test_saturation_is_counted_as_overflow_all_the_same() -> None:
