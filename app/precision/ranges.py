@@ -6,6 +6,8 @@ keep a few numbers however many elements they see. NaN and infinities are left o
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +56,7 @@ def range_of_tiles(tiles: Values, scheme: Scheme, quantized: Quantized) -> Range
 def range_of_tensor(portions: Callable[[], Iterable[Values]], scheme: Scheme, quantized: Quantized) -> Range:
     """The one range of a tensor, whose portions are gone through as often as the calibration needs."""
     if scheme.calibration == "percentile":
-        percentile = DEFAULT_PERCENTILE if scheme.percentile is None else scheme.percentile
+        percentile = _percentile(scheme)
         if scheme.kind == "symmetric":
             high = select(lambda: (np.abs(portion) for portion in portions()), percentile)
             return Range(np.array([[-high]]), np.array([[high]]))
@@ -73,7 +75,7 @@ def range_of_tensor(portions: Callable[[], Iterable[Values]], scheme: Scheme, qu
     return whole.times(float(RATIOS[errors.argmin()]))
 
 
-def select(portions: Callable[[], Iterable[Values]], percentile: float) -> float:
+def select(portions: Callable[[], Iterable[Values]], percentile: Fraction) -> float:
     """The smallest finite value that at least `percentile` percent of the finite values do not exceed; 0 for none.
 
     Exact, in four passes and constant memory: each pass counts 16 more bits of the values that are still candidates.
@@ -90,7 +92,7 @@ def select(portions: Callable[[], Iterable[Values]], percentile: float) -> float
 class _Search:
     """A search for one order statistic by the leading bits of float64 keys that sort as the numbers do."""
 
-    percentile: float
+    percentile: Fraction
     prefix: int = 0
     digits_known: int = 0
     rank: int | None = None
@@ -108,7 +110,7 @@ class _Search:
     def narrow(self) -> None:
         total = int(self.counts.sum())
         if self.rank is None:
-            self.rank = max(int(np.ceil(self.percentile / 100 * total)), 1)
+            self.rank = _rank(self.percentile, total)
         reached = np.cumsum(self.counts)
         digit = int(np.searchsorted(reached, self.rank)) if total else 0
         self.rank -= int(reached[digit - 1]) if digit else 0
@@ -133,20 +135,32 @@ def _widest(finite: Values, scheme: Scheme) -> Range:
 
 
 def _percentiles(tiles: Values, scheme: Scheme) -> Range:
-    share = (DEFAULT_PERCENTILE if scheme.percentile is None else scheme.percentile) / 100
+    percentile = _percentile(scheme)
     if scheme.kind == "symmetric":
-        high = _quantile(np.abs(tiles), share)
+        high = _select_of_tiles(np.abs(tiles), percentile)
         return Range(-high, high)
-    return Range(np.minimum(_quantile(tiles, 1 - share), 0.0), np.maximum(_quantile(tiles, share), 0.0))
+    low, high = (_select_of_tiles(tiles, share) for share in (100 - percentile, percentile))
+    return Range(np.minimum(low, 0.0), np.maximum(high, 0.0))
 
 
-def _quantile(tiles: Values, share: float) -> Values:
+def _select_of_tiles(tiles: Values, percentile: Fraction) -> Values:
+    """`select` for each row."""
     if np.isfinite(tiles).all():
-        rank = max(int(np.ceil(share * tiles.shape[1])), 1) - 1
-        chosen: Values = np.partition(tiles, rank, axis=1)[:, rank : rank + 1]
+        at = _rank(percentile, tiles.shape[1]) - 1
+        chosen: Values = np.partition(tiles, at, axis=1)[:, at : at + 1]
         return chosen
     rows = [row[np.isfinite(row)] for row in tiles]
-    return np.array([[_quantile(row[None, :], share)[0, 0] if row.size else 0.0] for row in rows])
+    return np.array([[_select_of_tiles(row[None, :], percentile)[0, 0] if row.size else 0.0] for row in rows])
+
+
+def _percentile(scheme: Scheme) -> Fraction:
+    """The decimal that was asked for: of 1000 values 99.9 % are 999, which float64 makes 999.0000000000001."""
+    return Fraction(repr(DEFAULT_PERCENTILE if scheme.percentile is None else scheme.percentile))
+
+
+def _rank(percentile: Fraction, count: int) -> int:
+    """How many of `count` values, in ascending order, are at least so many percent of them; one at least."""
+    return max(ceil(percentile * count / 100), 1)
 
 
 def _squared_error(values: Values, stored: Values) -> Values:

@@ -174,6 +174,19 @@ def test_calibration_by_percentile_covers_so_many(granularity: str) -> None:
     assert report.errors.saturated_share == pytest.approx(0.02, abs=0.003)
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_a_percentile_is_the_decimal_that_was_asked_for(granularity: str) -> None:
+    """99.9 % of 1000 values are 999 of them, and 0.1 % one: not 1000 and two, as float64 has it."""
+    array = np.arange(1.0, 1001.0).reshape(1, 1000)
+    given: dict[str, object] = {"granularity": granularity, "calibration": "percentile"}
+    _, report = quantized(array, "int8", kind="symmetric", **given)
+    assert report.scales is not None
+    assert report.scales.values == (float(np.float32(999 / 127)),)
+    _, report = quantized(array - 500.5, "uint8", kind="affine", **given)
+    assert report.scales is not None
+    assert report.scales.values == (float(np.float32((498.5 + 499.5) / 255)),)
+
+
 def test_calibration_by_percentile_of_values_to_one_side() -> None:
     array = np.linspace(-1, 9, 1001)
     _, report = quantized(array, "uint8", kind="affine", calibration="percentile", percentile=99.0)
