@@ -146,7 +146,7 @@ def _is_beyond(layout: FloatLayout, magnitudes: Values) -> Mask:
     if layout.largest == np.finfo(np.float64).max:
         return np.zeros(magnitudes.shape, np.bool_)
     ulp = 2.0 ** (layout.largest_exponent - layout.mantissa_bits)
-    with np.errstate(invalid="ignore"):  # a signalling NaN
+    with np.errstate(over="ignore", invalid="ignore"):  # invalid: a signalling NaN
         beyond: Mask = np.rint(magnitudes / ulp) * ulp > layout.largest
     return beyond
 

@@ -161,8 +161,9 @@ def test_the_ends_of_float64_have_figures_too(to: str, scheme: dict[str, object]
     assert summary.mean_absolute_error <= sys.float_info.max
 
 
-def test_without_a_scale_stochastic_rounding_saturates_too() -> None:
-    found = only(converted(["1.7e308", "-1.7e308"], "fp6_e2m3", source="fp64", rounding="stochastic"))
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_without_a_scale_they_saturate_too(rounding: str) -> None:
+    found = only(converted(["1.7e308", "-1.7e308"], "fp6_e2m3", source="fp64", rounding=rounding))
     assert [value.stored for value in found.values] == [7.5, -7.5]
 
 
