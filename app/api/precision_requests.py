@@ -37,7 +37,9 @@ class ConvertRequest(Spec):
     values: Annotated[list[Value], Field(min_length=1, max_length=MAX_VALUES)]
     """The numbers: JSON numbers, or texts for what JSON cannot say."""
     source: Annotated[FormatName, Field(alias="from")]
-    """Format that the numbers are in: each is first rounded to it, once. A float or an integer without scales."""
+    """Format that the numbers are in: each is first rounded to it, once; to the nearest, and by its own rule where it
+    overflows, whatever the scheme says. A float or an integer without scales.
+    """
     to: Annotated[list[FormatName], Field(min_length=1, max_length=30)]
     """Formats to convert to (`GET /v1/precision/formats`)."""
     scheme: ShapedScheme = ShapedScheme()
