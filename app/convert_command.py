@@ -122,7 +122,7 @@ def _converted(job: Job, *, fail_on_overflow: bool) -> Conversion:
 def show(job: Job, done: Conversion, console: Console) -> None:
     """What was done, and the tensors that lost most."""
     changed = [one for one in done.tensors if one.losses is not None]
-    resumed = f"; {done.resumed_shards} shards were done before" if done.resumed_shards else ""
+    resumed = f"; shards done before: {done.resumed_shards}" if done.resumed_shards else ""
     console.print(
         f"{_tensors(len(changed))} to {job.options.to}, {len(done.tensors) - len(changed):,} as they were; "
         f"{human_bytes(done.bytes_before)} to {human_bytes(done.bytes_after)}{resumed}",
@@ -197,7 +197,8 @@ def _check_report(report: Path | None, job: Job) -> None:
         return
     place = report.resolve()
     taken = {job.target, *(one.shard.path.resolve() for one in job.shards)}
-    if place in taken or place.is_dir() or not (place.parent.is_dir() or place.parent == job.target):
+    is_other = place.exists() and not place.is_file()
+    if place in taken or is_other or not (place.parent.is_dir() or place.parent == job.target):
         raise UnusableOutput(f"the report cannot be written to {report}; name a file in a folder that exists")
 
 

@@ -151,6 +151,8 @@ def _checked_target(checkpoint: Checkpoint, target: Path, *, force: bool) -> Pat
     if any(place == one.path.resolve() for one in (plan_shard for plan_shard in checkpoint.shards)):
         raise UnusableOutput(f"{target} is the input itself; name another output")
     if place.exists():
+        if not place.is_dir() and not place.is_file():
+            raise UnusableOutput(f"{target} is a device or a pipe; name a file or a folder")
         if place.is_dir() != checkpoint.is_folder:
             kind = "a folder" if checkpoint.is_folder else "a file"
             raise UnusableOutput(f"the input is {kind} and {target} is not; name {kind}")

@@ -91,6 +91,8 @@ def test_a_folder_says_what_it_changed_and_left_out(tmp_path: Path, capsys: pyte
         (("in.safetensors", "out", "--to", "bf16", "--report", "nowhere/report.json"), "a folder that exists"),
         (("in.safetensors", "out", "--to", "bf16", "--report", "out"), "the report cannot be written"),
         (("in.safetensors", "out", "--to", "bf16", "--report", "in.safetensors"), "the report cannot be written"),
+        (("in.safetensors", "pipe", "--to", "bf16", "--force"), "a device or a pipe"),
+        (("in.safetensors", "out", "--to", "bf16", "--report", "pipe"), "the report cannot be written"),
     ],
 )
 def test_what_cannot_be_meant_is_one_sentence_and_status_two(
@@ -102,13 +104,20 @@ def test_what_cannot_be_meant_is_one_sentence_and_status_two(
 ) -> None:
     monkeypatch.chdir(source.parent)
     Path("there").touch()
+    os.mkfifo("pipe")
     Path("bad.safetensors").write_bytes(b"PK\x03\x04")
     assert convert(*arguments) == 2
     told = capsys.readouterr().err
     assert said in told
     assert told.startswith("tonnage convert: ")
     assert told.count("\n") == 1
-    assert sorted(path.name for path in source.parent.iterdir()) == ["bad.safetensors", "in.safetensors", "there"]
+    assert sorted(path.name for path in source.parent.iterdir()) == [
+        "bad.safetensors",
+        "in.safetensors",
+        "pipe",
+        "there",
+    ]
+    assert Path("pipe").is_fifo()
 
 
 @pytest.mark.parametrize("arguments", [("a", "b"), ("a", "b", "--to", "fp4"), ("a", "--to", "bf16")])
