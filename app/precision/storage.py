@@ -14,7 +14,8 @@ def stored_bytes(format: Format, shape: tuple[int, ...], scheme: Scheme | None =
     """Bytes of a tensor: its elements, and its scales and zero points.
 
     A scale counts whole where its block or tile is cut short at an edge. Under a scheme, each scale is FP32, and the
-    zero point of an affine one an element.
+    zero point of an affine one an element. Raises InvalidInput, pointing into `/scheme`, for a scheme that the shape
+    cannot have.
     """
     packed = packed_bytes(format, shape)
     if not packed:
@@ -23,7 +24,7 @@ def stored_bytes(format: Format, shape: tuple[int, ...], scheme: Scheme | None =
         return packed + scale_bytes(format, shape)
     if scheme is None or not takes(format, scheme):
         return packed
-    scales = 1 if scheme.granularity == "tensor" else prod(plan(format, scheme, shape, pointer="").tiling.grid)
+    scales = 1 if scheme.granularity == "tensor" else prod(plan(format, scheme, shape, pointer="/scheme").tiling.grid)
     is_affine = scheme.kind == "affine" and isinstance(format.layout, IntegerLayout)
     return packed + scales * _FP32_BYTES + (_ceil_div(scales * format.storage_bits, 8) if is_affine else 0)
 

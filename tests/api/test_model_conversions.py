@@ -34,6 +34,16 @@ def test_a_published_checkpoint_to_the_byte(client: httpx.Client) -> None:
             "/scheme",
             "takes no affine scheme",
         ),
+        (
+            {
+                "model": GPT2,
+                "from": "bf16",
+                "to": "int8",
+                "scheme": {"kind": "symmetric", "granularity": "channel", "channel_axis": 3},
+            },
+            "/scheme/channel_axis",
+            "axis 3 does not exist",
+        ),
     ],
 )
 def test_a_wrong_request_is_pointed_at(client: httpx.Client, body: dict[str, Any], pointer: str, word: str) -> None:
