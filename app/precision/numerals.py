@@ -21,7 +21,7 @@ MAX_EXPONENT = 99_999
 _SPECIAL = ("NaN", "Infinity", "-Infinity")
 _DECIMAL = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d+))?", re.ASCII)
 _HEXADECIMAL = re.compile(
-    r"([+-]?)0[xX](?=[0-9a-fA-F.])([0-9a-fA-F]*)(?:\.([0-9a-fA-F]*))?(?:[pP]([+-]?\d+))?", re.ASCII
+    r"([+-]?)0[xX](?=\.?[0-9a-fA-F])([0-9a-fA-F]*)(?:\.([0-9a-fA-F]*))?(?:[pP]([+-]?\d+))?", re.ASCII
 )
 _DIGITS = 2_500
 """More than any difference between a numeral of `MAX_LENGTH` digits and a float64 needs to be told to 17 digits."""
