@@ -8,17 +8,14 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from app import catalog
-from app.api.faults import faults_of
 from app.api.requests import MemoryRequest, resolve_memory
+from app.command_line import CommandError, first_fault, model_of, sentence_of, table_of
 from app.errors import TonnageError
 from app.planning import memory
 from app.planning.memory import MemoryEstimate
@@ -51,10 +48,6 @@ class _Field:
         return tuple(word for word in known if word is not None)
 
 
-class CommandError(Exception):
-    """Something the person at the keyboard can put right, in one sentence."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options: the fields of the HTTP request, with dashes."""
     parser.description = (
@@ -82,7 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"tonnage estimate: {sentence_of(error)}", file=sys.stderr)
         return 2
     except ValidationError as error:
-        print(f"tonnage estimate: {_first_fault(error, body)}", file=sys.stderr)
+        flags = {field.pointer: field.flag for field in _fields(MemoryRequest.model_json_schema())}
+        fault = first_fault(error, body, MemoryRequest)
+        print(f"tonnage estimate: {flags.get(fault.pointer or '', fault.pointer)} {fault.detail}", file=sys.stderr)
         return 2
     if arguments.json:
         sys.stdout.buffer.write(TypeAdapter(MemoryEstimate).dump_json(estimate, indent=2) + b"\n")
@@ -145,15 +140,6 @@ def _show_peaks(estimate: MemoryEstimate, console: Console) -> None:
         console.print(table)
 
 
-def table_of(first: str, *numbers: str) -> Table:
-    """An empty table without lines: the column `first`, and columns of numbers."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first)
-    for name in numbers:
-        table.add_column(name, justify="right")
-    return table
-
-
 def _fields(document: Mapping[str, Any], schema: Mapping[str, Any] | None = None, place: str = "") -> Iterator[_Field]:
     """Every field of the request beside the model, from its JSON schema."""
     for name, field in (schema or document)["properties"].items():
@@ -208,15 +194,6 @@ def _value(field: _Field, text: str) -> Any:
     return text
 
 
-def _first_fault(error: ValidationError, body: dict[str, Any]) -> str:
-    """What is wrong first, said of the option that it came from."""
-    schema = MemoryRequest.model_json_schema()
-    entries = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]
-    fault = faults_of(RequestValidationError(entries, body=body), schema, schema["$defs"])[0]
-    flags = {field.pointer: field.flag for field in _fields(schema)}
-    return f"{flags.get(fault.pointer or '', fault.pointer)} {fault.detail}"
-
-
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     body: dict[str, Any] = {"model": model_of(arguments.model)}
     for pointer, value in vars(arguments).items():
@@ -229,34 +206,3 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     if "hardware" in body and "gpu" not in body["hardware"]:
         raise CommandError("--gpus-per-node and --nodes need --gpu")
     return body
-
-
-def model_of(text: str) -> dict[str, Any]:
-    """The request's `model` for what was typed: a config file, a catalogue id or a count. Raises CommandError."""
-    path = Path(text)
-    if path.suffix == ".json" or path.is_file():
-        return {"config": _config(path)}
-    try:
-        count = float(text)
-    except ValueError:
-        return {"id": text}
-    if not count.is_integer():
-        raise CommandError(f"{text} is not a whole number of parameters")
-    return {"parameters": int(count)}
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CommandError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CommandError(f"{path} is not valid JSON") from error
-    if not isinstance(config, dict):
-        raise CommandError(f"{path} holds no JSON object")
-    return config
-
-
-def sentence_of(error: Exception) -> str:
-    """What to say of an error that the person at the keyboard can put right."""
-    return error.detail if isinstance(error, TonnageError) else str(error)

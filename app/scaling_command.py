@@ -2,18 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from app import catalog
-from app.api.faults import faults_of
 from app.api.routes.scaling import ScalingRequest, resolve_scaling
+from app.command_line import CommandError, first_fault, model_of, sentence_of, table_of
 from app.errors import TonnageError
-from app.estimate_command import CommandError, model_of, sentence_of, table_of
 from app.planning.scaling import ScalingAnswer, compute_optimal
 from app.planning.scaling_placement import PlacedModel
 
@@ -58,7 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"tonnage scaling: {sentence_of(error)}", file=sys.stderr)
         return 2
     except ValidationError as error:
-        print(f"tonnage scaling: {_first_fault(error, given)}", file=sys.stderr)
+        fault = first_fault(error, given, ScalingRequest)
+        flag = (fault.pointer or "/").split("/")[1].replace("_", "-")
+        print(f"tonnage scaling: --{flag} {fault.detail}", file=sys.stderr)
         return 2
     if arguments.json:
         sys.stdout.buffer.write(TypeAdapter(ScalingAnswer).dump_json(answer, indent=2) + b"\n")
@@ -134,10 +133,3 @@ def _whole(text: str) -> int:
     if not number.is_integer():
         raise argparse.ArgumentTypeError(f"{text} is not a whole number")
     return int(number)
-
-
-def _first_fault(error: ValidationError, body: Mapping[str, Any]) -> str:
-    schema = ScalingRequest.model_json_schema()
-    entries = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]
-    fault = faults_of(RequestValidationError(entries, body=body), schema, schema["$defs"])[0]
-    return f"--{(fault.pointer or '/').split('/')[1].replace('_', '-')} {fault.detail}"
