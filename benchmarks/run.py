@@ -165,7 +165,7 @@ def hardware_facts() -> None:
         seconds = cpu_seconds(read, 3)
         say(f"reading {what}", seconds, f"{seconds / of_models:.2f} × reading all models")
     known = catalog.load()
-    found = cpu_seconds(lambda: known.find_reported("NVIDIA GeForce RTX 3060", 12288 * MIB), 500)
+    found = cpu_seconds(lambda: known.cards_reported_as("NVIDIA GeForce RTX 3060", 12288 * MIB), 500)
     by_key = cpu_seconds(lambda: known.gpu("rtx-3060-12gb"), 500)
     say("a card by a driver's name and total", found, f"{found / by_key:.0f} × by its key")
 

@@ -78,26 +78,10 @@ class Catalog:
         """
         return named(self._shipped_cards(), name, total_bytes) or named(self.team.cards.values(), name, total_bytes)
 
-    def find_reported(self, name: str, total_bytes: int | None = None) -> Gpu | None:
-        """The card that reports exactly this NVML name and total memory; None unless there is exactly one: without a
-        total, a name that several cards share means none of them.
-        """
-        found = self.cards_reported_as(name, total_bytes)
-        return self.gpus.get(found[0].key, found[0].plain()) if len(found) == 1 else None
-
-    def reported_as(self, name: str, total_bytes: int | None = None, *, pointer: str = "") -> Gpu:
-        """The card that reports this NVML name and total. Raises UnknownName with the nearest names, or with the cards
-        of that name and their totals.
-        """
-        found = self.find_reported(name, total_bytes)
-        if found is None:
-            raise self.not_reported(name, total_bytes, pointer=pointer)
-        return found
-
-    def not_reported(self, name: str, total_bytes: int | None, *, pointer: str = "") -> UnknownName:
+    def not_reported(self, name: str, total_bytes: int | None) -> UnknownName:
         """Why no single card can be told from this name and total."""
         everything = [*self._shipped_cards(), *self.team.cards.values()]
-        return not_one(everything, name[:_LONGEST_NAME], total_bytes, pointer=pointer)
+        return not_one(everything, name[:_LONGEST_NAME], total_bytes)
 
     @property
     def interconnects(self) -> Mapping[str, Interconnect]:

@@ -178,19 +178,19 @@ def named(cards: Iterable[Card], name: str, total_bytes: int | None) -> tuple[Ca
     )
 
 
-def not_one(cards: Iterable[Card], name: str, total_bytes: int | None, *, pointer: str) -> UnknownName:
+def not_one(cards: Iterable[Card], name: str, total_bytes: int | None) -> UnknownName:
     """Why no single card can be told from a name and a total: the error for whoever must have one."""
     same_name = named(cards, name, None)
     if not same_name:
         is_instance = " MIG " in name.upper()
         names = sorted({one for card in cards for one in card.nvml_names if (" MIG " in one) == is_instance})
         instead = "POST /v1/gpus stores a card of your own"
-        return UnknownName.among("NVML name", name, names, pointer=pointer, see="GET /v1/gpus", instead=instead)
+        return UnknownName.among("NVML name", name, names, pointer="", see="GET /v1/gpus", instead=instead)
     known = ", ".join(f"{card.key} ({_mib(card.totals_mib)})" for card in same_name)
     if total_bytes is None:
-        return UnknownName.at(pointer, f"several cards report the name {name!r}; tell the total memory too: {known}")
+        return UnknownName.at("", f"several cards report the name {name!r}; tell the total memory too: {known}")
     return UnknownName.at(
-        pointer,
+        "",
         f"no card reports the name {name!r} with a total of {total_bytes // MIB} MiB; by that name: {known}. "
         "Cards with other memory, and slices of a card, can be stored with POST /v1/gpus",
     )

@@ -39,8 +39,7 @@ def test_a_name_and_a_total_mean_one_card_at_most() -> None:
     for card in CARDS.values():
         for name in card.nvml_names:
             for total in card.totals_mib:
-                found = CATALOG.find_reported(name, total * MIB)
-                assert found is not None
+                (found,) = CATALOG.cards_reported_as(name, total * MIB)
                 assert found.key == card.key
 
 
@@ -82,7 +81,7 @@ def test_a_name_and_a_total_mean_one_card_at_most() -> None:
     ],
 )
 def test_a_reported_name_and_total_mean_this_card(name: str, total_mib: int | None, key: str) -> None:
-    found = CATALOG.reported_as(name, None if total_mib is None else total_mib * MIB)
+    (found,) = CATALOG.cards_reported_as(name, None if total_mib is None else total_mib * MIB)
     assert found.key == key
 
 
@@ -115,14 +114,13 @@ def test_a_reported_name_and_total_mean_this_card(name: str, total_mib: int | No
 )
 def test_anything_else_is_no_card_and_says_which_are_near(name: str, total_mib: int | None, told: str) -> None:
     total_bytes = None if total_mib is None else total_mib * MIB
-    assert CATALOG.find_reported(name, total_bytes) is None
+    assert len(CATALOG.cards_reported_as(name, total_bytes)) != 1
     with pytest.raises(UnknownName, match=told):
-        CATALOG.reported_as(name, total_bytes)
+        raise CATALOG.not_reported(name, total_bytes)
 
 
 def test_a_total_that_is_no_whole_mib_counts_as_nvidia_smi_prints_it() -> None:
-    found = CATALOG.find_reported("NVIDIA GeForce RTX 3060", 8192 * MIB + 4096)
-    assert found is not None
+    (found,) = CATALOG.cards_reported_as("NVIDIA GeForce RTX 3060", 8192 * MIB + 4096)
     assert found.key == "rtx-3060-8gb"
 
 
