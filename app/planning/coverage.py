@@ -171,6 +171,16 @@ def features(
         found.append(f"{engine}offload {parallelism.offload}")
     if training.precision == "fp8-mixed":
         found.append(f"{engine}precision fp8-mixed")
+    found += (f"{engine}recompute_modules {module}" for module in training.recompute_modules or ())
+    found += _switched_on(training, parallelism, architecture, recipe, engine=engine, code=code)
+    return found
+
+
+def _switched_on(
+    training: Training, parallelism: Parallelism, architecture: Architecture, recipe: Recipe, *, engine: str, code: str
+) -> Iterable[str]:
+    """The fields of which only one value is a feature, each with whose code does it."""
+    rules, kernels = recipe.rules, recipe.rules.kernels
     expert_tensor = parallelism.expert_tensor_parallel_size
     for holds, owner, field in (
         (rules.hybrid, engine, "sharding_group_size"),
@@ -198,10 +208,7 @@ def features(
         (kernels.shifted_loss != "never", code, "transformers_version before 4.49"),
     ):
         if holds:
-            found.append(owner + field)
-    for module in training.recompute_modules or ():
-        found.append(f"{engine}recompute_modules {module}")
-    return found
+            yield owner + field
 
 
 def _of_adapters(training: Training, recipe: Recipe, code: str) -> Iterable[str]:

@@ -186,6 +186,11 @@ class Operation:
     """The code lets go of its output before forward ends; a loss still holds the logits it was made of."""
 
 
+ShiftedLoss = Literal["never", "inside", "in-model"]
+"""Whether the logits are copied without those of the last position: by a loss function while the model's code still
+holds the 16-bit ones (transformers 4.46 to 4.48), or by the model's code, which has let go of them (before).
+"""
+
 LigerNorm = Literal["in-place", "beside"]
 """Where Liger's RMSNorm writes the gradient of its input: over that of its output, or into a tensor of its own."""
 
@@ -206,10 +211,7 @@ class Kernels:
     """One kernel for a norm, also where the rest is not fused (nanotron, torchtitan)."""
     in_place_loss: bool = False
     """The loss writes the gradient of the FP32 logits over them."""
-    shifted_loss: Literal["never", "inside", "in-model"] = "never"
-    """Whether the logits are copied without those of the last position: by a loss function while the model's code still
-    holds the 16-bit ones (transformers 4.46 to 4.48), or by the model's code, which has let go of them (before).
-    """
+    shifted_loss: ShiftedLoss = "never"
     one_qkv_buffer: bool = False
     """Rotated queries stay a part of the tensor that held keys and values too, where there are as many heads of each
     (nanotron).

@@ -1,12 +1,12 @@
 """A request's training and layout, checked against the model and with every default decided and said."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from app.errors import ImpossibleLayout, InvalidInput
 from app.planning import lora as lora_rules
 from app.planning.architecture import Architecture
-from app.planning.ledger import AdapterRule, BlockRecompute, Kernels
+from app.planning.ledger import AdapterRule, BlockRecompute, Kernels, ShiftedLoss
 from app.planning.liger import norm_of
 from app.planning.pipeline import Split, layers_by_cost
 from app.planning.refusals import OWN_OPTIMIZERS, check_accumulation, check_packing, check_request
@@ -166,7 +166,7 @@ def _is_fully_sharded(training: Training, parallelism: Parallelism) -> bool:
     return training.framework != "deepspeed" and parallelism.zero_stage >= 2
 
 
-def _shifted_loss(training: Training, architecture: Architecture) -> Literal["never", "inside", "in-model"]:
+def _shifted_loss(training: Training, architecture: Architecture) -> ShiftedLoss:
     """Where this release of transformers copies the logits that have a next token."""
     if training.transformers_version is None or architecture.family.family != "decoder-only":
         return "never"
